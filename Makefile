@@ -1,0 +1,54 @@
+# event_store: a complete event store inside PostgreSQL
+
+EXTENSION = event_store
+EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" event_store.control)
+MODULE_big = event_store
+PGFILEDESC = "event_store - append-only event streams"
+
+OBJS = \
+	src/event_store.o \
+	src/common/catalog.o \
+	src/common/guc.o \
+	src/common/ids.o \
+	src/common/locks.o \
+	src/common/names.o \
+	src/common/rows.o \
+	src/position/counter.o \
+	src/position/settled.o \
+	src/position/segment.o \
+	src/stream/input.o \
+	src/stream/append.o \
+	src/stream/bulk.o \
+	src/stream/guard.o \
+	src/stream/read.o \
+	src/stream/scan.o \
+	src/stream/lookup.o
+
+# The install script, part by part in order of dependency: the table of
+# contents of the architecture.
+SQL_PARTS = \
+	src/common/common.sql \
+	src/position/position.sql \
+	src/stream/stream.sql
+
+DATA_built = $(EXTENSION)--$(EXTVERSION).sql
+DOCS = README.md
+EXTRA_CLEAN = $(DATA_built) results output_iso tmp_check regression.diffs regression.out
+
+REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))
+REGRESS_OPTS = --inputdir=. --load-extension=plpgsql
+ISOLATION = $(patsubst specs/%.spec,%,$(sort $(wildcard specs/*.spec)))
+ISOLATION_OPTS = --inputdir=. --load-extension=event_store
+TAP_TESTS = 1
+
+PG_CONFIG ?= pg_config
+PG_CPPFLAGS = -I$(srcdir)/src
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+# One object depends on every header: the tree is small, a stale object costs
+# more than a rebuild.
+$(OBJS): $(wildcard src/*/*.h)
+
+$(EXTENSION)--$(EXTVERSION).sql: $(SQL_PARTS)
+	(echo '\echo Use "CREATE EXTENSION event_store" to load this file. \quit'; cat $^) > $@

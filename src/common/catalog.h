@@ -1,0 +1,127 @@
+/*
+ * catalog.h
+ *		The extension's own relations: their oids, cached, and the numbers of
+ *		their columns.
+ */
+#ifndef EVENT_STORE_CATALOG_H
+#define EVENT_STORE_CATALOG_H
+
+#include "postgres.h"
+
+/* columns of event_store.event, and of its segments */
+enum
+{
+	EV_POSITION = 1,
+	EV_STREAM_ID,
+	EV_RECORDED_AT,
+	EV_VERSION,
+	EV_CATEGORY_ID,
+	EV_TYPE_ID,
+	EV_SCHEMA_VERSION,
+	EV_EVENT_ID,
+	EV_OCCURRED_AT,
+	EV_SOURCE_ID,
+	EV_CAUSATION_ID,
+	EV_CORRELATION_ID,
+	EV_DATA,
+	EV_METADATA,
+	EV_NATTS = EV_METADATA
+};
+
+/* columns of event_store.stream */
+enum
+{
+	ST_ID = 1,
+	ST_CATEGORY_ID,
+	ST_CREATED_AT,
+	ST_NAME,
+	ST_SEGMENTS,
+	ST_NATTS = ST_SEGMENTS
+};
+
+/* columns of event_store.segment_content */
+enum
+{
+	SC_CATEGORY_ID = 1,
+	SC_TYPE_ID,
+	SC_SEGMENT,
+	SC_NATTS = SC_SEGMENT
+};
+
+/* columns of the composite type event_store.recorded_event */
+enum
+{
+	RE_POSITION,
+	RE_STREAM,
+	RE_VERSION,
+	RE_TYPE,
+	RE_SCHEMA_VERSION,
+	RE_EVENT_ID,
+	RE_RECORDED_AT,
+	RE_OCCURRED_AT,
+	RE_SOURCE,
+	RE_CORRELATION_ID,
+	RE_CAUSATION_ID,
+	RE_DATA,
+	RE_METADATA,
+	RE_NATTS
+};
+
+/* columns of the composite type event_store.append_result */
+enum
+{
+	AR_STREAM,
+	AR_FIRST_VERSION,
+	AR_LAST_VERSION,
+	AR_FIRST_POSITION,
+	AR_LAST_POSITION,
+	AR_DUPLICATE,
+	AR_NATTS
+};
+
+/* the interned names: a table (id, name) each */
+typedef enum NameKind
+{
+	NAME_CATEGORY,
+	NAME_EVENT_TYPE,
+	NAME_SOURCE,
+	NAME_KINDS
+} NameKind;
+
+typedef struct NameTable
+{
+	Oid			table;
+	Oid			id_index;
+	Oid			name_index;
+	Oid			id_sequence;
+} NameTable;
+
+typedef struct Store
+{
+	Oid			schema;
+	Oid			event;
+	Oid			events_view;
+	Oid			stream;
+	Oid			stream_id_index;
+	Oid			stream_name_index;
+	Oid			segment_content;
+	Oid			content_category_index;
+	Oid			content_type_index;
+	Oid			content_pair_index;
+	Oid			counter;
+	Oid			settings;
+	Oid			append_result;	/* the type */
+	Oid			recorded_event; /* the type */
+	NameTable	names[NAME_KINDS];
+	uint64		generation;		/* another value: everything cached is void */
+} Store;
+
+extern const Store *catalog_store(void);
+extern bool catalog_store_exists(void);
+extern Oid	catalog_owner(const Store *store);
+extern void catalog_require_append(const Store *store);
+extern void catalog_require_read(const Store *store);
+extern void catalog_require_owner(const Store *store);
+extern void catalog_init(void);
+
+#endif

@@ -1,0 +1,65 @@
+/*
+ * compat.h
+ *		All that differs between the supported PostgreSQL versions, 15 to 18,
+ *		stands here, so that the code below it reads the same for each.
+ */
+#ifndef EVENT_STORE_COMPAT_H
+#define EVENT_STORE_COMPAT_H
+
+#include "access/genam.h"
+#include "access/tableam.h"
+#include "catalog/objectaddress.h"
+#include "commands/explain.h"
+#include "utils/acl.h"
+#include "utils/rel.h"
+
+#if PG_VERSION_NUM < 150000 || PG_VERSION_NUM >= 190000
+#error "event_store supports PostgreSQL 15, 16, 17 and 18"
+#endif
+
+/* 16 gave the macros of variable-length values a header of their own */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
+/* 18 moved the ExplainProperty functions to a header of their own */
+#if PG_VERSION_NUM >= 180000
+#include "commands/explain_format.h"
+#endif
+
+/* 18 counts index searches through one more argument */
+#if PG_VERSION_NUM >= 180000
+#define compat_index_beginscan(heap, index, snapshot, nkeys) \
+	index_beginscan(heap, index, snapshot, NULL, nkeys, 0)
+#else
+#define compat_index_beginscan(heap, index, snapshot, nkeys) \
+	index_beginscan(heap, index, snapshot, nkeys, 0)
+#endif
+
+/* 17 lets an index keep state over the rows of one command */
+#if PG_VERSION_NUM >= 170000
+#define compat_index_insert_cleanup(index, info) index_insert_cleanup(index, info)
+#else
+#define compat_index_insert_cleanup(index, info) ((void) 0)
+#endif
+
+/* 16 made one function of the many privilege checks */
+#if PG_VERSION_NUM >= 160000
+#include "catalog/pg_proc.h"
+#define compat_function_aclcheck(oid, role) \
+	object_aclcheck(ProcedureRelationId, oid, role, ACL_EXECUTE)
+#else
+#define compat_function_aclcheck(oid, role) \
+	pg_proc_aclcheck(oid, role, ACL_EXECUTE)
+#endif
+
+/* 16 no longer asks for the relations that an expression can be nulled by */
+#if PG_VERSION_NUM >= 160000
+#define compat_build_expression_pathkey(root, expr, opno, rel) \
+	build_expression_pathkey(root, expr, opno, rel, false)
+#else
+#define compat_build_expression_pathkey(root, expr, opno, rel) \
+	build_expression_pathkey(root, expr, NULL, opno, rel, false)
+#endif
+
+#endif

@@ -1,0 +1,22 @@
+/*
+ * errors.h
+ *		The SQLSTATEs of the extension, class VE: one line here, one row in the
+ *		table of the README.
+ */
+#ifndef EVENT_STORE_ERRORS_H
+#define EVENT_STORE_ERRORS_H
+
+#include "utils/elog.h"
+
+/* the stream's version is not the expected one */
+#define ERRCODE_VE_WRONG_EXPECTED_VERSION	MAKE_SQLSTATE('V', 'E', '0', '0', '1')
+/* an event, or another argument of ours, is not valid */
+#define ERRCODE_VE_INVALID_ARGUMENT			MAKE_SQLSTATE('V', 'E', '0', '0', '2')
+/* an event id names another event of the stream already */
+#define ERRCODE_VE_EVENT_ID_REUSED			MAKE_SQLSTATE('V', 'E', '0', '0', '3')
+/* somebody tried to change or remove what was appended */
+#define ERRCODE_VE_APPEND_ONLY				MAKE_SQLSTATE('V', 'E', '0', '0', '5')
+/* the store's own tables are not as the extension made them */
+#define ERRCODE_VE_STORE_DAMAGED			MAKE_SQLSTATE('V', 'E', '0', '0', '6')
+
+#endif

@@ -1,0 +1,39 @@
+/*
+ * guc.c
+ *		The parameters event_store.*: description, unit and bounds.
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "utils/guc.h"
+
+#include "common/guc.h"
+
+int			guc_max_batch_events = 100000;
+int			guc_max_batch_size = 256 * 1024;
+bool		guc_segment_worker = true;
+
+void
+guc_init(void)
+{
+	DefineCustomIntVariable("event_store.max_batch_events",
+							"Most events that one call of append_events() or append_streams() may append.",
+							"INSERT and COPY into event_store.events are not bound by it: they write in batches of their own.",
+							&guc_max_batch_events,
+							100000, 1, 5000000,
+							PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("event_store.max_batch_size",
+							"Largest JSON argument that append_events() and append_streams() accept.",
+							NULL,
+							&guc_max_batch_size,
+							256 * 1024, 1, INT_MAX / 1024,
+							PGC_USERSET, GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomBoolVariable("event_store.segment_worker",
+							 "Lets a short-lived background worker make segments.",
+							 "Without it, or when no worker can be had, the appending transaction makes them itself, and others that need the same segment wait for it.",
+							 &guc_segment_worker,
+							 true,
+							 PGC_SUSET, 0, NULL, NULL, NULL);
+	MarkGUCPrefixReserved("event_store");
+}

@@ -1,0 +1,22 @@
+/*
+ * locks.h
+ *		The extension's own classes of heavyweight locks.
+ */
+#ifndef EVENT_STORE_LOCKS_H
+#define EVENT_STORE_LOCKS_H
+
+#include "storage/lock.h"
+
+/*
+ * LOCKTAG_USERLOCK is PostgreSQL's tag type for locks of extensions; the class
+ * stands in its 16-bit field, shown as objsubid in pg_locks, where the two
+ * halves of the key are classid and objid.
+ */
+#define LOCK_CLASS_BOUND	0xE501	/* lower bound of positions in flight */
+#define LOCK_CLASS_STREAM	0xE502	/* a stream, by hash of its name */
+#define LOCK_CLASS_NAME		0xE503	/* an interned name, by hash */
+#define LOCK_CLASS_SEGMENT	0xE504	/* making segments */
+
+extern void locks_set_tag(LOCKTAG *tag, uint16 lock_class, uint64 key);
+
+#endif

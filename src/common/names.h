@@ -1,0 +1,21 @@
+/*
+ * names.h
+ *		Interned names, and the names of streams by id.
+ */
+#ifndef EVENT_STORE_NAMES_H
+#define EVENT_STORE_NAMES_H
+
+#include "utils/snapshot.h"
+
+#include "common/catalog.h"
+
+#define MAX_NAME_BYTES	1024
+
+extern int32 names_intern(NameKind kind, const char *name, int len);
+extern int32 names_find(NameKind kind, const char *name, int len);
+extern text *names_text(NameKind kind, int32 id, Snapshot snapshot);
+extern text *names_stream(int64 stream_id, Snapshot snapshot);
+extern void names_note_content(int32 category_id, int32 type_id, int64 segment);
+extern void names_init(void);
+
+#endif

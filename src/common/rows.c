@@ -1,0 +1,506 @@
+/*
+ * rows.c
+ *		Rows of the extension's tables, past the executor.
+ *
+ * The one module that writes events to the table access method and to the
+ * indexes directly.  The executor would have checked privileges (the callers
+ * do: catalog_require_append()), NOT NULL and the partition's bounds (the rows
+ * are built from checked input, for a segment found by position), and would
+ * have fired triggers: a segment that has any for INSERT is refused, since
+ * events must not depend on which way they came.  Foreign keys to an event
+ * do no harm; generated columns, CHECK constraints and row security of a
+ * segment are refused with the triggers.
+ *
+ * Indexes that people add to a segment are kept, of any kind, with
+ * expressions and predicates; those of the extension are recognized by their
+ * columns and take a shorter way.
+ *
+ * Locks: RowExclusiveLock on the segment and its indexes, to the end of the
+ * transaction.
+ */
+#include "postgres.h"
+
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/relscan.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "catalog/index.h"
+#include "catalog/pg_am_d.h"
+#include "catalog/pg_collation_d.h"
+#include "catalog/pg_type_d.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "nodes/execnodes.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "common/catalog.h"
+#include "common/compat.h"
+#include "common/errors.h"
+#include "common/rows.h"
+
+/* rows of one multi-insert: bounds the memory of slots */
+#define CHUNK_ROWS	1000
+
+typedef struct IndexEntry
+{
+	Oid			oid;
+	IndexInfo  *info;
+	bool		plain;			/* columns only, no predicate but the one below */
+	bool		correlation;	/* only rows with a correlation_id */
+} IndexEntry;
+
+/* what is known of a segment's indexes, by the segment's oid */
+typedef struct SegmentEntry
+{
+	Oid			relid;
+	bool		valid;
+	int			nindexes;
+	IndexEntry *indexes;
+	Oid			by_role[SEGMENT_INDEXES];
+	MemoryContext context;
+} SegmentEntry;
+
+static HTAB *segments = NULL;
+
+/* ----------------------------------------------------------------
+ * Probes
+ * ----------------------------------------------------------------
+ */
+
+void
+probe_open(Probe *probe, Oid heap, Oid index, LOCKMODE lock,
+		   Snapshot snapshot, ScanKey keys, int nkeys)
+{
+	probe->heap = table_open(heap, lock);
+	probe->index = index_open(index, lock);
+	probe->lock = lock;
+	probe->snapshot = snapshot;
+	probe->slot = table_slot_create(probe->heap, NULL);
+	probe->scan = compat_index_beginscan(probe->heap, probe->index, snapshot, nkeys);
+	index_rescan(probe->scan, keys, nkeys, NULL, 0);
+}
+
+bool
+probe_next(Probe *probe, ScanDirection direction)
+{
+	return index_getnext_slot(probe->scan, direction, probe->slot);
+}
+
+void
+probe_close(Probe *probe, bool keep_locks)
+{
+	LOCKMODE	lock = keep_locks ? NoLock : probe->lock;
+
+	index_endscan(probe->scan);
+	ExecDropSingleTupleTableSlot(probe->slot);
+	index_close(probe->index, lock);
+	table_close(probe->heap, lock);
+}
+
+Datum
+probe_value(Probe *probe, int attno, bool *isnull)
+{
+	return slot_getattr(probe->slot, attno, isnull);
+}
+
+int64
+probe_int64(Probe *probe, int attno)
+{
+	bool		isnull;
+
+	return DatumGetInt64(slot_getattr(probe->slot, attno, &isnull));
+}
+
+int32
+probe_int32(Probe *probe, int attno)
+{
+	bool		isnull;
+
+	return DatumGetInt32(slot_getattr(probe->slot, attno, &isnull));
+}
+
+void
+key_int64(ScanKey key, int attno, int strategy, int64 value)
+{
+	RegProcedure function;
+
+	switch (strategy)
+	{
+		case BTLessStrategyNumber:
+			function = F_INT8LT;
+			break;
+		case BTLessEqualStrategyNumber:
+			function = F_INT8LE;
+			break;
+		case BTGreaterEqualStrategyNumber:
+			function = F_INT8GE;
+			break;
+		case BTGreaterStrategyNumber:
+			function = F_INT8GT;
+			break;
+		default:
+			function = F_INT8EQ;
+			break;
+	}
+	ScanKeyInit(key, attno, strategy, function, Int64GetDatum(value));
+}
+
+void
+key_int32(ScanKey key, int attno, int strategy, int32 value)
+{
+	RegProcedure function;
+
+	switch (strategy)
+	{
+		case BTLessEqualStrategyNumber:
+			function = F_INT4LE;
+			break;
+		case BTGreaterEqualStrategyNumber:
+			function = F_INT4GE;
+			break;
+		default:
+			function = F_INT4EQ;
+			break;
+	}
+	ScanKeyInit(key, attno, strategy, function, Int32GetDatum(value));
+}
+
+/* The columns that texts are looked up by have collation "C". */
+void
+key_text(ScanKey key, int attno, int strategy, Datum value)
+{
+	RegProcedure function;
+
+	switch (strategy)
+	{
+		case BTLessStrategyNumber:
+			function = F_TEXT_LT;
+			break;
+		case BTGreaterEqualStrategyNumber:
+			function = F_TEXT_GE;
+			break;
+		case BTGreaterStrategyNumber:
+			function = F_TEXT_GT;
+			break;
+		default:
+			function = F_TEXTEQ;
+			break;
+	}
+	ScanKeyEntryInitialize(key, 0, attno, strategy, InvalidOid,
+						   C_COLLATION_OID, function, value);
+}
+
+void
+key_uuid(ScanKey key, int attno, Datum value)
+{
+	ScanKeyInit(key, attno, BTEqualStrategyNumber, F_UUID_EQ, value);
+}
+
+/* ----------------------------------------------------------------
+ * What is known of a segment
+ * ----------------------------------------------------------------
+ */
+
+static void
+relcache_callback(Datum arg, Oid relid)
+{
+	SegmentEntry *entry;
+
+	if (segments == NULL)
+		return;
+	if (relid != InvalidOid)
+	{
+		entry = hash_search(segments, &relid, HASH_FIND, NULL);
+		if (entry != NULL)
+			entry->valid = false;
+	}
+	else
+	{
+		HASH_SEQ_STATUS status;
+
+		hash_seq_init(&status, segments);
+		while ((entry = hash_seq_search(&status)) != NULL)
+			entry->valid = false;
+	}
+}
+
+static bool
+index_is_on(Form_pg_index form, int ncolumns, const int *columns)
+{
+	if (form->indnkeyatts != ncolumns)
+		return false;
+	for (int i = 0; i < ncolumns; i++)
+		if (form->indkey.values[i] != columns[i])
+			return false;
+	return true;
+}
+
+static int
+index_role(Relation index)
+{
+	static const struct
+	{
+		int			ncolumns;
+		int			columns[3];
+		bool		partial;
+	}			roles[SEGMENT_INDEXES] = {
+		{1, {EV_POSITION}, false},
+		{2, {EV_STREAM_ID, EV_VERSION}, false},
+		{1, {EV_EVENT_ID}, false},
+		{3, {EV_CATEGORY_ID, EV_TYPE_ID, EV_POSITION}, false},
+		{2, {EV_CORRELATION_ID, EV_POSITION}, true},
+	};
+	Form_pg_index form = index->rd_index;
+
+	if (!form->indisvalid || index->rd_rel->relam != BTREE_AM_OID)
+		return -1;
+	for (int i = 0; i < SEGMENT_INDEXES; i++)
+		if (index_is_on(form, roles[i].ncolumns, roles[i].columns) &&
+			roles[i].partial == !heap_attisnull(index->rd_indextuple,
+												Anum_pg_index_indpred, NULL))
+			return i;
+	return -1;
+}
+
+static void
+check_segment(Relation segment)
+{
+	TupleConstr *constr = RelationGetDescr(segment)->constr;
+	TriggerDesc *triggers = segment->trigdesc;
+
+	if (triggers != NULL &&
+		(triggers->trig_insert_before_row || triggers->trig_insert_after_row ||
+		 triggers->trig_insert_before_statement ||
+		 triggers->trig_insert_after_statement ||
+		 triggers->trig_insert_new_table))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_STORE_DAMAGED),
+				 errmsg("segment \"%s\" has a trigger for INSERT, which appends do not fire",
+						RelationGetRelationName(segment)),
+				 errhint("Drop the trigger.")));
+	if (constr != NULL && (constr->num_check > 0 || constr->has_generated_stored))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_STORE_DAMAGED),
+				 errmsg("segment \"%s\" has a CHECK constraint or generated column, which appends do not compute",
+						RelationGetRelationName(segment)),
+				 errhint("Drop it.")));
+	if (RelationGetDescr(segment)->natts != EV_NATTS ||
+		segment->rd_rel->relrowsecurity)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_STORE_DAMAGED),
+				 errmsg("segment \"%s\" is not as the extension made it",
+						RelationGetRelationName(segment))));
+}
+
+/* The segment is open and locked. */
+static SegmentEntry *
+segment_entry(Relation segment)
+{
+	Oid			relid = RelationGetRelid(segment);
+	SegmentEntry *entry = hash_search(segments, &relid, HASH_FIND, NULL);
+	List	   *indexes;
+	ListCell   *cell;
+	bool		found;
+
+	if (likely(entry != NULL && entry->valid))
+		return entry;
+
+	check_segment(segment);
+	indexes = RelationGetIndexList(segment);
+	entry = hash_search(segments, &relid, HASH_ENTER, &found);
+	if (!found)
+		entry->context = NULL;
+	if (entry->context != NULL)
+		MemoryContextReset(entry->context);
+	else
+		entry->context = AllocSetContextCreate(CacheMemoryContext,
+											   "event_store segment",
+											   ALLOCSET_SMALL_SIZES);
+	memset(entry->by_role, 0, sizeof(entry->by_role));
+	entry->nindexes = 0;
+	entry->indexes = MemoryContextAllocZero(entry->context,
+											sizeof(IndexEntry) * Max(list_length(indexes), 1));
+	/* what comes in while the indexes are opened makes it void again */
+	entry->valid = true;
+	foreach(cell, indexes)
+	{
+		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
+		int			role = index_role(index);
+
+		if (index->rd_index->indisready)
+		{
+			IndexEntry *it = &entry->indexes[entry->nindexes++];
+			MemoryContext saved = MemoryContextSwitchTo(entry->context);
+
+			it->oid = RelationGetRelid(index);
+			it->info = BuildIndexInfo(index);
+			it->correlation = role == INDEX_CORRELATION;
+			it->plain = it->info->ii_Expressions == NIL &&
+				(it->info->ii_Predicate == NIL || it->correlation) &&
+				it->info->ii_ExclusionOps == NULL &&
+				index->rd_rel->relam == BTREE_AM_OID &&
+				index->rd_index->indimmediate;
+			MemoryContextSwitchTo(saved);
+		}
+		if (role >= 0)
+			entry->by_role[role] = RelationGetRelid(index);
+		index_close(index, AccessShareLock);
+	}
+	list_free(indexes);
+	return entry;
+}
+
+/* The index of a segment that one of the extension's reads goes by. */
+Oid
+rows_segment_index(Oid segment, SegmentIndex which)
+{
+	SegmentEntry *entry = hash_search(segments, &segment, HASH_FIND, NULL);
+
+	if (unlikely(entry == NULL || !entry->valid))
+	{
+		Relation	rel = table_open(segment, AccessShareLock);
+
+		entry = segment_entry(rel);
+		table_close(rel, AccessShareLock);
+	}
+	if (!OidIsValid(entry->by_role[which]))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_STORE_DAMAGED),
+				 errmsg("segment with oid %u lacks an index of the extension", segment),
+				 errhint("Compare its indexes with those of another segment, and create the one that is missing.")));
+	return entry->by_role[which];
+}
+
+/* ----------------------------------------------------------------
+ * Writing events
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * Any other index than the extension's own: the executor's way, with all it
+ * can do.
+ */
+static void
+insert_other_index_entries(Relation segment, TupleTableSlot **slots, int nslots,
+						   Oid index_oid)
+{
+	EState	   *estate = CreateExecutorState();
+	ExprContext *econtext = GetPerTupleExprContext(estate);
+	Relation	index = index_open(index_oid, RowExclusiveLock);
+	IndexInfo  *info = BuildIndexInfo(index);
+	ExprState  *predicate = ExecPrepareQual(info->ii_Predicate, estate);
+
+	if (info->ii_ExclusionOps != NULL || !index->rd_index->indimmediate)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_STORE_DAMAGED),
+				 errmsg("index \"%s\" is deferrable or an exclusion constraint, which segments do not support",
+						RelationGetRelationName(index)),
+				 errhint("Drop it.")));
+	for (int i = 0; i < nslots; i++)
+	{
+		Datum		values[INDEX_MAX_KEYS];
+		bool		nulls[INDEX_MAX_KEYS];
+
+		ResetPerTupleExprContext(estate);
+		econtext->ecxt_scantuple = slots[i];
+		if (info->ii_Predicate != NIL && !ExecQual(predicate, econtext))
+			continue;
+		FormIndexDatum(info, slots[i], estate, values, nulls);
+		(void) index_insert(index, values, nulls, &slots[i]->tts_tid, segment,
+							index->rd_index->indisunique ?
+							UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
+							false, info);
+	}
+	compat_index_insert_cleanup(index, info);
+	index_close(index, NoLock);
+	FreeExecutorState(estate);
+}
+
+/*
+ * The versions and positions that these indexes hold are unique by the locks
+ * under which they were chosen; the indexes check it once more.
+ */
+static void
+insert_index_entries(Relation segment, IndexEntry *it,
+					 TupleTableSlot **slots, int nslots)
+{
+	Relation	index = index_open(it->oid, RowExclusiveLock);
+	IndexUniqueCheck unique = index->rd_index->indisunique ?
+		UNIQUE_CHECK_YES : UNIQUE_CHECK_NO;
+
+	for (int i = 0; i < nslots; i++)
+	{
+		TupleTableSlot *slot = slots[i];
+		Datum		values[INDEX_MAX_KEYS];
+		bool		nulls[INDEX_MAX_KEYS];
+
+		for (int k = 0; k < it->info->ii_NumIndexAttrs; k++)
+			values[k] = slot_getattr(slot, it->info->ii_IndexAttrNumbers[k],
+									 &nulls[k]);
+		if (it->correlation && nulls[0])
+			continue;
+		(void) index_insert(index, values, nulls, &slot->tts_tid, segment,
+							unique, false, it->info);
+	}
+	index_close(index, NoLock);
+}
+
+/*
+ * Inserts the rows of events into a segment.  The tuples stand in the caller's
+ * memory; what is allocated here is left to the caller's context.
+ */
+void
+rows_insert_events(Oid segment_oid, HeapTuple *tuples, int ntuples)
+{
+	Relation	segment = table_open(segment_oid, RowExclusiveLock);
+	SegmentEntry *entry = segment_entry(segment);
+	CommandId	cid = GetCurrentCommandId(true);
+	int			nslots = Min(ntuples, CHUNK_ROWS);
+	TupleTableSlot **slots = palloc(sizeof(TupleTableSlot *) * nslots);
+	int			nindexes = entry->nindexes;
+	IndexEntry *indexes = entry->indexes;
+
+	for (int i = 0; i < nslots; i++)
+		slots[i] = MakeSingleTupleTableSlot(RelationGetDescr(segment),
+											&TTSOpsHeapTuple);
+	for (int done = 0; done < ntuples; done += nslots)
+	{
+		int			n = Min(nslots, ntuples - done);
+
+		for (int i = 0; i < n; i++)
+			ExecForceStoreHeapTuple(tuples[done + i], slots[i], false);
+		if (n == 1)
+			table_tuple_insert(segment, slots[0], cid, 0, NULL);
+		else
+			table_multi_insert(segment, slots, n, cid, 0, NULL);
+		for (int k = 0; k < nindexes; k++)
+		{
+			if (likely(indexes[k].plain))
+				insert_index_entries(segment, &indexes[k], slots, n);
+			else
+				insert_other_index_entries(segment, slots, n, indexes[k].oid);
+		}
+		CHECK_FOR_INTERRUPTS();
+	}
+	for (int i = 0; i < nslots; i++)
+		ExecDropSingleTupleTableSlot(slots[i]);
+	table_close(segment, NoLock);
+}
+
+void
+rows_init(void)
+{
+	HASHCTL		control;
+
+	control.keysize = sizeof(Oid);
+	control.entrysize = sizeof(SegmentEntry);
+	segments = hash_create("event_store segments", 64, &control,
+						   HASH_ELEM | HASH_BLOBS);
+	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+}

@@ -1,0 +1,53 @@
+/*
+ * rows.h
+ *		Rows of the extension's tables, past the executor: see rows.c.
+ */
+#ifndef EVENT_STORE_ROWS_H
+#define EVENT_STORE_ROWS_H
+
+#include "access/genam.h"
+#include "access/skey.h"
+#include "executor/tuptable.h"
+#include "utils/rel.h"
+#include "utils/snapshot.h"
+
+/* the indexes of a segment that the extension reads by */
+typedef enum SegmentIndex
+{
+	INDEX_POSITION,				/* (position) */
+	INDEX_STREAM,				/* (stream_id, version) */
+	INDEX_EVENT_ID,				/* (event_id) */
+	INDEX_CATEGORY,				/* (category_id, type_id, position) */
+	INDEX_CORRELATION,			/* (correlation_id, position), where not null */
+	SEGMENT_INDEXES
+} SegmentIndex;
+
+/* an open scan of one range of one index */
+typedef struct Probe
+{
+	Relation	heap;
+	Relation	index;
+	LOCKMODE	lock;
+	IndexScanDesc scan;
+	TupleTableSlot *slot;		/* the row found */
+	Snapshot	snapshot;
+} Probe;
+
+extern void probe_open(Probe *probe, Oid heap, Oid index, LOCKMODE lock,
+					   Snapshot snapshot, ScanKey keys, int nkeys);
+extern bool probe_next(Probe *probe, ScanDirection direction);
+extern void probe_close(Probe *probe, bool keep_locks);
+extern Datum probe_value(Probe *probe, int attno, bool *isnull);
+extern int64 probe_int64(Probe *probe, int attno);
+extern int32 probe_int32(Probe *probe, int attno);
+
+extern void key_int64(ScanKey key, int attno, int strategy, int64 value);
+extern void key_int32(ScanKey key, int attno, int strategy, int32 value);
+extern void key_text(ScanKey key, int attno, int strategy, Datum value);
+extern void key_uuid(ScanKey key, int attno, Datum value);
+
+extern Oid	rows_segment_index(Oid segment, SegmentIndex which);
+extern void rows_insert_events(Oid segment, HeapTuple *tuples, int ntuples);
+extern void rows_init(void);
+
+#endif

@@ -1,0 +1,28 @@
+/*
+ * event_store.c
+ *		Module magic, and _PG_init as the table of contents.
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+
+#include "common/catalog.h"
+#include "common/guc.h"
+#include "common/names.h"
+#include "position/position.h"
+#include "stream/stream.h"
+
+PG_MODULE_MAGIC;
+
+PGDLLEXPORT void _PG_init(void);
+
+void
+_PG_init(void)
+{
+	guc_init();
+	catalog_init();
+	names_init();
+	position_init();
+	segment_init();
+	stream_init();
+}

@@ -1,0 +1,1077 @@
+/*
+ * append.c
+ *		Appending events to streams.
+ *
+ * Phases of append_write(), for the events of one call, all or none:
+ *
+ * 1. lock the streams, in order of their lock keys, and find their rows;
+ * 2. find out which events are there already, by id, and check the expected
+ *	  versions;
+ * 3. give numbers to names that have none;
+ * 4. announce and draw the positions (src/position), in one block;
+ * 5. write the events (src/common/rows.c), then the streams' rows and notes.
+ *
+ * Positions are drawn under the stream's lock, so in a stream the order of
+ * positions is the order of versions.
+ *
+ * The lock on a stream is held to the end of the transaction, in one of two
+ * ways that exclude each other:
+ *
+ * H: a heavyweight lock on the hash of the stream's name.
+ * R: the stream's row: inserted, updated, or locked by a transaction that has
+ *	  not ended.
+ *
+ * Who wants a stream first takes H.  With it he looks at the row as it really
+ * is (dirty snapshot).  If somebody else's running transaction has R, he lets
+ * go of H, waits for that transaction's end, and begins again.  If nobody has,
+ * the stream is his: by H, which he keeps; or, once he holds MAX_HELD locks of
+ * that kind, by R: he locks the row, or inserts it if there is none, and lets
+ * go of H.  Nobody acquires R without holding H, and who holds H looks for R:
+ * so at no time two transactions own a stream.  A row that a transaction has
+ * written itself is R as well, so H is not kept for new streams.
+ *
+ * So a transaction that appends to 100,000 streams holds a bounded number of
+ * heavyweight locks, and one that appends to one stream writes no row lock.
+ *
+ * Expected versions are checked against the stream as it is after the lock was
+ * obtained, in every isolation level: rows are looked up as of now
+ * (SnapshotSelf), not by the transaction's snapshot.  The lock makes that
+ * stable.
+ */
+#include "postgres.h"
+
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_type_d.h"
+#include "common/hashfn.h"
+#include "executor/executor.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "storage/procarray.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/typcache.h"
+
+#include "common/compat.h"
+#include "common/errors.h"
+#include "common/ids.h"
+#include "common/locks.h"
+#include "common/names.h"
+#include "common/rows.h"
+#include "stream/stream.h"
+
+PG_FUNCTION_INFO_V1(event_store_append);
+PG_FUNCTION_INFO_V1(event_store_append_events);
+PG_FUNCTION_INFO_V1(event_store_append_streams);
+
+/*
+ * Heavyweight locks on streams that one transaction keeps: half of what the
+ * lock table is made for per transaction by default.
+ */
+#define MAX_HELD	32
+
+static int	held_locks = 0;
+
+/* ----------------------------------------------------------------
+ * Phase 1: streams
+ * ----------------------------------------------------------------
+ */
+
+/* Reads the columns of a stream's row into *stream. */
+static void
+read_stream_row(Probe *probe, StreamInput *stream)
+{
+	bool		isnull;
+	ArrayType  *array;
+	int64	   *values;
+	int			count;
+
+	stream->id = probe_int64(probe, ST_ID);
+	stream->category_id = probe_int32(probe, ST_CATEGORY_ID);
+	stream->created_at = DatumGetTimestampTz(probe_value(probe, ST_CREATED_AT, &isnull));
+	stream->tid = probe->slot->tts_tid;
+	array = DatumGetArrayTypeP(probe_value(probe, ST_SEGMENTS, &isnull));
+	count = ARR_NDIM(array) == 1 ? ARR_DIMS(array)[0] : 0;
+	values = (int64 *) ARR_DATA_PTR(array);
+	if (ARR_HASNULL(array) || count % 2 != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_STORE_DAMAGED),
+				 errmsg("the row of stream \"%s\" is damaged",
+						pnstrdup(stream->name, stream->len))));
+	/* room for what this append adds */
+	stream->segments = palloc(sizeof(int64) * (count + 2));
+	memcpy(stream->segments, values, sizeof(int64) * count);
+	stream->nsegments = count;
+}
+
+static void
+open_stream_probe(Probe *probe, const char *name, int len, LOCKMODE lock,
+				  Snapshot snapshot)
+{
+	const Store *store = catalog_store();
+	ScanKeyData key;
+
+	key_text(&key, 1, BTEqualStrategyNumber,
+			 PointerGetDatum(cstring_to_text_with_len(name, len)));
+	probe_open(probe, store->stream, store->stream_name_index, lock,
+			   snapshot, &key, 1);
+}
+
+/* Finds a stream's row by name, for readers. */
+bool
+append_find_stream(const char *name, int len, Snapshot snapshot,
+				   StreamInput *found)
+{
+	Probe		probe;
+	bool		exists;
+
+	memset(found, 0, sizeof(StreamInput));
+	found->name = name;
+	found->len = len;
+	open_stream_probe(&probe, name, len, AccessShareLock, snapshot);
+	exists = probe_next(&probe, ForwardScanDirection);
+	if (exists)
+		read_stream_row(&probe, found);
+	probe_close(&probe, false);
+	return exists;
+}
+
+typedef enum RowOwner
+{
+	ROW_FREE,					/* no transaction that runs has the row */
+	ROW_OURS,
+	ROW_OTHERS					/* *xid has it */
+} RowOwner;
+
+/*
+ * Who has the row that a dirty snapshot found?  *multi: several transactions
+ * or subtransactions have locked or changed it; locking it tells who still has
+ * it.
+ */
+static RowOwner
+row_owner(Probe *probe, TransactionId *xid, bool *multi)
+{
+	HeapTuple	tuple = ExecFetchSlotHeapTuple(probe->slot, false, NULL);
+	HeapTupleHeader header = tuple->t_data;
+
+	*multi = false;
+	if (TransactionIdIsValid(probe->snapshot->xmin))
+	{
+		*xid = probe->snapshot->xmin;
+		return ROW_OTHERS;
+	}
+	if (TransactionIdIsValid(probe->snapshot->xmax))
+	{
+		*xid = probe->snapshot->xmax;
+		return ROW_OTHERS;
+	}
+	if (!HeapTupleHeaderXminFrozen(header) &&
+		TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(header)))
+		return ROW_OURS;
+	if (header->t_infomask & HEAP_XMAX_INVALID)
+		return ROW_FREE;
+	if (header->t_infomask & HEAP_XMAX_IS_MULTI)
+	{
+		*multi = true;
+		return ROW_FREE;
+	}
+	/* an updater that has not ended would stand in the snapshot's xmax */
+	if (!HEAP_XMAX_IS_LOCKED_ONLY(header->t_infomask))
+		return ROW_FREE;
+	*xid = HeapTupleHeaderGetRawXmax(header);
+	if (!TransactionIdIsValid(*xid))
+		return ROW_FREE;
+	if (TransactionIdIsCurrentTransactionId(*xid))
+		return ROW_OURS;
+	return TransactionIdIsInProgress(*xid) ? ROW_OTHERS : ROW_FREE;
+}
+
+/* Locks the row found; false: it changed meanwhile, look again. */
+static bool
+lock_row(Probe *probe)
+{
+	TM_FailureData failure;
+	TM_Result	result;
+
+	result = table_tuple_lock(probe->heap, &probe->slot->tts_tid, SnapshotSelf,
+							  probe->slot, GetCurrentCommandId(true),
+							  LockTupleNoKeyExclusive, LockWaitBlock, 0, &failure);
+	return result == TM_Ok;
+}
+
+static void insert_stream_row(CatalogIndexState indexes, Relation rel,
+							  StreamInput *stream);
+static void intern_category(StreamInput *stream);
+
+/*
+ * Makes a stream the transaction's own, and reads its row, if there is one.
+ */
+static void
+lock_stream(StreamInput *stream, int *kept)
+{
+	LOCKTAG		tag;
+	bool		exists;
+	RowOwner	owner;
+	LockAcquireResult acquired;
+
+	locks_set_tag(&tag, LOCK_CLASS_STREAM, stream->lock_key);
+	for (;;)
+	{
+		SnapshotData dirty;
+		Probe		probe;
+		TransactionId xid = InvalidTransactionId;
+		bool		multi = false;
+		bool		again = false;
+
+		acquired = LockAcquire(&tag, ExclusiveLock, false, false);
+		InitDirtySnapshot(dirty);
+		open_stream_probe(&probe, stream->name, stream->len, RowExclusiveLock, &dirty);
+		exists = probe_next(&probe, ForwardScanDirection);
+		owner = exists ? row_owner(&probe, &xid, &multi) : ROW_FREE;
+		if (exists && owner != ROW_OTHERS)
+		{
+			if (owner == ROW_FREE &&
+				(multi || (held_locks >= MAX_HELD &&
+						   acquired != LOCKACQUIRE_ALREADY_HELD)))
+			{
+				if (lock_row(&probe))
+					owner = ROW_OURS;
+				else
+					again = true;
+			}
+			if (!again)
+				read_stream_row(&probe, stream);
+		}
+		probe_close(&probe, true);
+		if (owner == ROW_OTHERS)
+		{
+			(void) LockRelease(&tag, ExclusiveLock, false);
+			XactLockTableWait(xid, NULL, NULL, XLTW_None);
+		}
+		else if (again)
+			(void) LockRelease(&tag, ExclusiveLock, false);
+		else
+			break;
+	}
+
+	if (acquired == LOCKACQUIRE_ALREADY_HELD || owner == ROW_OURS)
+		(void) LockRelease(&tag, ExclusiveLock, false);
+	else if (!exists && *kept >= MAX_HELD)
+	{
+		/*
+		 * Too many new streams in one call for a lock each until their rows
+		 * are written: this one's is written now, with a position of its own
+		 * for an id, that no event will have.
+		 */
+		const Store *store = catalog_store();
+		Relation	rel = table_open(store->stream, RowExclusiveLock);
+		CatalogIndexState indexes = CatalogOpenIndexes(rel);
+
+		intern_category(stream);
+		settled_announce();
+		stream->id = counter_draw(1, &stream->created_at);
+		stream->segments = palloc(sizeof(int64) * 2);
+		insert_stream_row(indexes, rel, stream);
+		CatalogCloseIndexes(indexes);
+		table_close(rel, NoLock);
+		CommandCounterIncrement();
+		(void) LockRelease(&tag, ExclusiveLock, false);
+	}
+	else
+	{
+		(*kept)++;
+		if (exists)
+			held_locks++;
+	}
+}
+
+static int
+compare_lock_keys(const void *a, const void *b)
+{
+	const StreamInput *x = *(StreamInput *const *) a;
+	const StreamInput *y = *(StreamInput *const *) b;
+
+	return x->lock_key < y->lock_key ? -1 : x->lock_key > y->lock_key ? 1 : 0;
+}
+
+static void
+lock_streams(AppendBatch *append)
+{
+	StreamInput **sorted;
+	int			kept = 0;
+
+	for (int i = 0; i < append->nstreams; i++)
+	{
+		StreamInput *stream = &append->streams[i];
+
+		stream->lock_key =
+			DatumGetUInt64(hash_any_extended((const unsigned char *) stream->name,
+											 stream->len, 0));
+	}
+	if (append->nstreams == 1)
+	{
+		lock_stream(&append->streams[0], &kept);
+		return;
+	}
+	sorted = palloc(sizeof(StreamInput *) * append->nstreams);
+	for (int i = 0; i < append->nstreams; i++)
+		sorted[i] = &append->streams[i];
+	qsort(sorted, append->nstreams, sizeof(StreamInput *), compare_lock_keys);
+	for (int i = 0; i < append->nstreams; i++)
+	{
+		for (int j = i + 1; j < append->nstreams &&
+			 sorted[j]->lock_key == sorted[i]->lock_key; j++)
+			if (sorted[j]->len == sorted[i]->len &&
+				memcmp(sorted[j]->name, sorted[i]->name, sorted[i]->len) == 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+						 errmsg("stream \"%s\" stands in the batch more than once",
+								pnstrdup(sorted[i]->name, sorted[i]->len))));
+		lock_stream(sorted[i], &kept);
+	}
+	pfree(sorted);
+}
+
+/* The version of a stream that is there, from its latest segment. */
+static void
+read_version(StreamInput *stream)
+{
+	int64		latest;
+	int			index;
+	Segment		segment;
+	ScanKeyData key;
+	Probe		probe;
+
+	if (stream->id == 0 || stream->nsegments == 0)
+		return;
+	latest = stream->segments[stream->nsegments - 1];
+	index = segment_index_for(latest);
+	if (index >= segment_count() || (segment = segment_at(index)).first != latest)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_STORE_DAMAGED),
+				 errmsg("the segment at position %lld of stream \"%s\" is missing",
+						(long long) latest, pnstrdup(stream->name, stream->len))));
+	key_int64(&key, 1, BTEqualStrategyNumber, stream->id);
+	probe_open(&probe, segment.relid,
+			   rows_segment_index(segment.relid, INDEX_STREAM),
+			   RowExclusiveLock, SnapshotSelf, &key, 1);
+	if (probe_next(&probe, BackwardScanDirection))
+		stream->version = probe_int32(&probe, EV_VERSION);
+	else
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_STORE_DAMAGED),
+				 errmsg("the events of stream \"%s\" are missing in segment \"%s\"",
+						pnstrdup(stream->name, stream->len),
+						RelationGetRelationName(probe.heap))));
+	probe_close(&probe, true);
+}
+
+/* ----------------------------------------------------------------
+ * Phase 2: duplicates and expected versions
+ * ----------------------------------------------------------------
+ */
+
+typedef struct IdInBatch
+{
+	int64		stream;
+	pg_uuid_t	id;
+} IdInBatch;
+
+typedef struct IdInBatchEntry
+{
+	IdInBatch	key;
+	int			event;
+} IdInBatchEntry;
+
+static void
+id_reused(const StreamInput *stream, const pg_uuid_t *id, const char *detail)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_VE_EVENT_ID_REUSED),
+			 errmsg("event id %s is used in stream \"%s\" already",
+					DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id))),
+					pnstrdup(stream->name, stream->len)),
+			 errdetail("%s", detail)));
+}
+
+static bool
+same_json(Datum a, Datum b)
+{
+	return compareJsonbContainers(&DatumGetJsonbP(a)->root,
+								  &DatumGetJsonbP(b)->root) == 0;
+}
+
+/*
+ * Looks for an event of a stream by id, in the segments that the stream has,
+ * latest first.  If it is there, its place goes to *event; with other content
+ * it is an error.
+ */
+static bool
+find_duplicate(const StreamInput *stream, EventInput *event)
+{
+	for (int pair = stream->nsegments - 2; pair >= 0; pair -= 2)
+	{
+		int			low = segment_index_for(stream->segments[pair]);
+		int			index = segment_index_for(stream->segments[pair + 1]);
+
+		for (; index >= low && index < segment_count(); index--)
+		{
+			Segment		segment = segment_at(index);
+			ScanKeyData key;
+			Probe		probe;
+			bool		found = false;
+
+			key_uuid(&key, 1, UUIDPGetDatum(&event->event_id));
+			probe_open(&probe, segment.relid,
+					   rows_segment_index(segment.relid, INDEX_EVENT_ID),
+					   RowExclusiveLock, SnapshotSelf, &key, 1);
+			while (!found && probe_next(&probe, ForwardScanDirection))
+			{
+				bool		isnull;
+
+				if (probe_int64(&probe, EV_STREAM_ID) != stream->id)
+					continue;
+				found = true;
+				if (probe_int32(&probe, EV_TYPE_ID) !=
+					names_find(NAME_EVENT_TYPE, event->type, event->type_len))
+					id_reused(stream, &event->event_id,
+							  "That event has another type.");
+				if (probe_int32(&probe, EV_SCHEMA_VERSION) != event->schema_version)
+					id_reused(stream, &event->event_id,
+							  "That event has another schema version.");
+				if (!same_json(probe_value(&probe, EV_DATA, &isnull), event->data))
+					id_reused(stream, &event->event_id,
+							  "That event has other data.");
+				event->version = probe_int32(&probe, EV_VERSION);
+				event->position = probe_int64(&probe, EV_POSITION);
+			}
+			/* fewer than MAX_HELD locks stay; the rest is not needed longer */
+			probe_close(&probe, false);
+			if (found)
+				return true;
+		}
+	}
+	return false;
+}
+
+/* The same id twice in one call. */
+static void
+find_duplicates_in_batch(AppendBatch *append)
+{
+	HASHCTL		control;
+	HTAB	   *seen;
+
+	control.keysize = sizeof(IdInBatch);
+	control.entrysize = sizeof(IdInBatchEntry);
+	control.hcxt = CurrentMemoryContext;
+	seen = hash_create("event ids of a batch", append->nevents, &control,
+					   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	for (int i = 0; i < append->nevents; i++)
+	{
+		EventInput *event = &append->events[i];
+		StreamInput *stream = &append->streams[event->stream];
+		IdInBatch	key;
+		IdInBatchEntry *entry;
+		bool		found;
+
+		if (!event->has_event_id)
+			continue;
+		memset(&key, 0, sizeof(key));
+		key.stream = event->stream;
+		key.id = event->event_id;
+		entry = hash_search(seen, &key, HASH_ENTER, &found);
+		if (!found)
+			entry->event = i;
+		else if (!append->by_row)
+			ereport(ERROR,
+					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+					 errmsg("event id %s stands in the batch more than once",
+							DatumGetCString(DirectFunctionCall1(uuid_out,
+																UUIDPGetDatum(&event->event_id)))),
+					 errdetail("Stream \"%s\", events %d and %d.",
+							   pnstrdup(stream->name, stream->len),
+							   entry->event + 1, i + 1)));
+		else
+		{
+			EventInput *first = &append->events[entry->event];
+
+			if (first->type_len != event->type_len ||
+				memcmp(first->type, event->type, event->type_len) != 0 ||
+				first->schema_version != event->schema_version ||
+				!same_json(first->data, event->data))
+				id_reused(stream, &event->event_id,
+						  "An earlier row of this statement has it, with another type or payload.");
+			event->duplicate = true;
+		}
+	}
+	hash_destroy(seen);
+}
+
+/*
+ * A batch is a duplicate as a whole: every event of the stream has an id that
+ * is there, one after the other.
+ */
+static void
+judge_batch(AppendBatch *append, int number)
+{
+	StreamInput *stream = &append->streams[number];
+	EventInput *first = NULL;
+	EventInput *last = NULL;
+	EventInput *known = NULL;
+	bool		all = true;
+	bool		in_order = true;
+
+	for (int i = 0; i < append->nevents; i++)
+	{
+		EventInput *event = &append->events[i];
+
+		if (event->stream != number)
+			continue;
+		if (first == NULL)
+			first = event;
+		if (!event->duplicate)
+			all = false;
+		else
+		{
+			known = event;
+			if (last != NULL && last->duplicate && event->version != last->version + 1)
+				in_order = false;
+		}
+		last = event;
+	}
+	if (known == NULL)
+		return;
+	if (!all)
+		id_reused(stream, &known->event_id,
+				  "Only some events of the batch had been appended before.");
+	if (!in_order)
+		id_reused(stream, &known->event_id,
+				  "The events of the batch had been appended before, but not one after the other.");
+	stream->duplicate = true;
+	stream->first_version = first->version;
+	stream->last_version = last->version;
+	stream->first_position = first->position;
+	stream->last_position = last->position;
+}
+
+static void
+find_duplicates(AppendBatch *append)
+{
+	int			with_id = 0;
+
+	for (int i = 0; i < append->nevents; i++)
+		if (append->events[i].has_event_id)
+			with_id++;
+	if (with_id == 0)
+		return;
+	if (with_id > 1)
+		find_duplicates_in_batch(append);
+	for (int i = 0; i < append->nevents; i++)
+	{
+		EventInput *event = &append->events[i];
+
+		if (event->has_event_id && !event->duplicate)
+			event->duplicate =
+				find_duplicate(&append->streams[event->stream], event);
+	}
+	if (!append->by_row)
+		for (int i = 0; i < append->nstreams; i++)
+			judge_batch(append, i);
+}
+
+static void
+wrong_version(const StreamInput *stream, int64 expected, int32 actual)
+{
+	const char *name = pnstrdup(stream->name, stream->len);
+
+	if (expected == STREAM_EXISTS)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_WRONG_EXPECTED_VERSION),
+				 errmsg("wrong expected version of stream \"%s\"", name),
+				 errdetail("Expected an existing stream, actual version %d.", actual)));
+	ereport(ERROR,
+			(errcode(ERRCODE_VE_WRONG_EXPECTED_VERSION),
+			 errmsg("wrong expected version of stream \"%s\"", name),
+			 errdetail("Expected version %lld, actual version %d.",
+					   (long long) expected, actual),
+			 errhint("Read the stream again, decide anew, and append with the version found.")));
+}
+
+static void
+check_expected_version(const StreamInput *stream)
+{
+	int64		expected = stream->expected_version;
+
+	if (stream->duplicate || expected == ANY_VERSION)
+		return;
+	if (expected == STREAM_EXISTS)
+	{
+		if (stream->version == 0)
+			wrong_version(stream, expected, stream->version);
+	}
+	else if (expected != stream->version)
+		wrong_version(stream, expected, stream->version);
+}
+
+/* ----------------------------------------------------------------
+ * Phases 3 to 5
+ * ----------------------------------------------------------------
+ */
+
+static void
+intern_category(StreamInput *stream)
+{
+	stream->category_id =
+		names_intern(NAME_CATEGORY, stream->name,
+					 input_category_length(stream->name, stream->len));
+}
+
+static HeapTuple
+form_event(TupleDesc desc, const StreamInput *stream, const EventInput *event,
+		   TimestampTz recorded_at)
+{
+	Datum		values[EV_NATTS];
+	bool		nulls[EV_NATTS] = {0};
+
+	values[EV_POSITION - 1] = Int64GetDatum(event->position);
+	values[EV_STREAM_ID - 1] = Int64GetDatum(stream->id);
+	values[EV_RECORDED_AT - 1] = TimestampTzGetDatum(recorded_at);
+	values[EV_VERSION - 1] = Int32GetDatum(event->version);
+	values[EV_CATEGORY_ID - 1] = Int32GetDatum(stream->category_id);
+	values[EV_TYPE_ID - 1] = Int32GetDatum(event->type_id);
+	values[EV_SCHEMA_VERSION - 1] = Int32GetDatum(event->schema_version);
+	values[EV_EVENT_ID - 1] = UUIDPGetDatum(&event->event_id);
+	values[EV_OCCURRED_AT - 1] = TimestampTzGetDatum(event->occurred_at);
+	nulls[EV_OCCURRED_AT - 1] = !event->has_occurred_at;
+	values[EV_SOURCE_ID - 1] = Int32GetDatum(event->source_id);
+	nulls[EV_SOURCE_ID - 1] = event->source == NULL;
+	values[EV_CAUSATION_ID - 1] = UUIDPGetDatum(&event->causation_id);
+	nulls[EV_CAUSATION_ID - 1] = !event->has_causation_id;
+	values[EV_CORRELATION_ID - 1] = event->correlation_id;
+	nulls[EV_CORRELATION_ID - 1] = !event->has_correlation_id;
+	values[EV_DATA - 1] = event->data;
+	values[EV_METADATA - 1] = event->metadata;
+	return heap_form_tuple(desc, values, nulls);
+}
+
+/* Adds a segment to those that a stream's row names. */
+static void
+note_segment(StreamInput *stream, Segment segment)
+{
+	int			n = stream->nsegments;
+	int			index;
+
+	if (n > 0 && stream->segments[n - 1] == segment.first)
+		return;
+	stream->note_segments = true;
+	index = segment_index_for(segment.first);
+	if (n > 0 && index > 0 &&
+		segment_at(index - 1).first == stream->segments[n - 1])
+	{
+		stream->segments[n - 1] = segment.first;
+		return;
+	}
+	if (n == 0)
+		stream->segments = palloc(sizeof(int64) * 2);
+	else
+		stream->segments = repalloc(stream->segments, sizeof(int64) * (n + 2));
+	stream->segments[n] = stream->segments[n + 1] = segment.first;
+	stream->nsegments = n + 2;
+}
+
+static Datum
+segments_datum(const StreamInput *stream)
+{
+	Datum	   *elements = palloc(sizeof(Datum) * Max(stream->nsegments, 1));
+
+	for (int i = 0; i < stream->nsegments; i++)
+		elements[i] = Int64GetDatum(stream->segments[i]);
+	return PointerGetDatum(construct_array(elements, stream->nsegments, INT8OID,
+										   sizeof(int64), FLOAT8PASSBYVAL,
+										   TYPALIGN_DOUBLE));
+}
+
+static void
+insert_stream_row(CatalogIndexState indexes, Relation rel, StreamInput *stream)
+{
+	Datum		values[ST_NATTS];
+	bool		nulls[ST_NATTS] = {0};
+	HeapTuple	tuple;
+
+	values[ST_ID - 1] = Int64GetDatum(stream->id);
+	values[ST_CATEGORY_ID - 1] = Int32GetDatum(stream->category_id);
+	values[ST_CREATED_AT - 1] = TimestampTzGetDatum(stream->created_at);
+	values[ST_NAME - 1] = PointerGetDatum(cstring_to_text_with_len(stream->name, stream->len));
+	values[ST_SEGMENTS - 1] = segments_datum(stream);
+	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+	CatalogTupleInsertWithInfo(rel, tuple, indexes);
+	stream->tid = tuple->t_self;
+}
+
+static void
+update_stream_row(CatalogIndexState indexes, Relation rel, StreamInput *stream)
+{
+	Datum		values[ST_NATTS];
+	bool		nulls[ST_NATTS] = {0};
+	HeapTuple	tuple;
+
+	values[ST_ID - 1] = Int64GetDatum(stream->id);
+	values[ST_CATEGORY_ID - 1] = Int32GetDatum(stream->category_id);
+	values[ST_CREATED_AT - 1] = TimestampTzGetDatum(stream->created_at);
+	values[ST_NAME - 1] = PointerGetDatum(cstring_to_text_with_len(stream->name, stream->len));
+	values[ST_SEGMENTS - 1] = segments_datum(stream);
+	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+	tuple->t_self = stream->tid;
+	CatalogTupleUpdateWithInfo(rel, &stream->tid, tuple, indexes);
+}
+
+/* Rows of new streams, and new notes of old ones. */
+static void
+write_stream_rows(AppendBatch *append)
+{
+	Relation	rel = NULL;
+	CatalogIndexState indexes = NULL;
+
+	for (int i = 0; i < append->nstreams; i++)
+	{
+		StreamInput *stream = &append->streams[i];
+
+		if (!stream->note_segments)
+			continue;
+		if (rel == NULL)
+		{
+			rel = table_open(catalog_store()->stream, RowExclusiveLock);
+			indexes = CatalogOpenIndexes(rel);
+		}
+		if (ItemPointerIsValid(&stream->tid))
+			update_stream_row(indexes, rel, stream);
+		else
+		{
+			LOCKTAG		tag;
+
+			insert_stream_row(indexes, rel, stream);
+			/* the row stands for the lock from here on */
+			locks_set_tag(&tag, LOCK_CLASS_STREAM, stream->lock_key);
+			(void) LockRelease(&tag, ExclusiveLock, false);
+		}
+	}
+	if (rel != NULL)
+	{
+		CatalogCloseIndexes(indexes);
+		table_close(rel, NoLock);
+	}
+}
+
+static void
+number_names(AppendBatch *append)
+{
+	for (int i = 0; i < append->nstreams; i++)
+	{
+		StreamInput *stream = &append->streams[i];
+
+		if (stream->id == 0 && stream->nevents > 0)
+			intern_category(stream);
+	}
+	for (int i = 0; i < append->nevents; i++)
+	{
+		EventInput *event = &append->events[i];
+
+		if (event->duplicate)
+			continue;
+		event->type_id = names_intern(NAME_EVENT_TYPE, event->type, event->type_len);
+		if (event->source != NULL)
+			event->source_id = names_intern(NAME_SOURCE, event->source, event->source_len);
+	}
+}
+
+/* Versions, positions and ids for what is new. */
+static void
+number_events(AppendBatch *append, int64 position, TimestampTz recorded_at)
+{
+	for (int i = 0; i < append->nevents; i++)
+	{
+		EventInput *event = &append->events[i];
+		StreamInput *stream = &append->streams[event->stream];
+
+		if (event->duplicate)
+			continue;
+		if (stream->version == PG_INT32_MAX)
+			ereport(ERROR,
+					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+					 errmsg("stream \"%s\" is full",
+							pnstrdup(stream->name, stream->len)),
+					 errdetail("A stream holds %d events.", PG_INT32_MAX)));
+		event->version = ++stream->version;
+		if (event->wanted_version != 0 && event->wanted_version != event->version)
+			wrong_version(stream, (int64) event->wanted_version - 1,
+						  event->version - 1);
+		event->position = position++;
+		if (!event->has_event_id)
+			ids_make(&event->event_id, recorded_at);
+		if (stream->first_version == 0)
+		{
+			stream->first_version = event->version;
+			stream->first_position = event->position;
+		}
+		stream->last_version = event->version;
+		stream->last_position = event->position;
+		if (stream->id == 0)
+		{
+			stream->id = event->position;
+			stream->created_at = recorded_at;
+		}
+	}
+}
+
+static void
+write_events(AppendBatch *append, int nnew, int64 last_position, TimestampTz recorded_at)
+{
+	HeapTuple  *tuples = palloc(sizeof(HeapTuple) * nnew);
+	int			ntuples = 0;
+	Segment		segment = {InvalidOid, 0, 0};
+	TupleDesc	desc = NULL;
+	Relation	rel = NULL;
+	int64		noted_pair = 0;
+
+	for (int i = 0; i < append->nevents; i++)
+	{
+		EventInput *event = &append->events[i];
+		StreamInput *stream = &append->streams[event->stream];
+		int64		pair;
+
+		if (event->duplicate)
+			continue;
+		if (event->position >= segment.end)
+		{
+			if (ntuples > 0)
+				rows_insert_events(segment.relid, tuples, ntuples);
+			ntuples = 0;
+			if (rel != NULL)
+				table_close(rel, NoLock);
+			segment = segment_for_append(event->position, last_position);
+			rel = table_open(segment.relid, RowExclusiveLock);
+			desc = RelationGetDescr(rel);
+			noted_pair = 0;
+		}
+		note_segment(stream, segment);
+		pair = ((int64) stream->category_id << 32) | (uint32) event->type_id;
+		if (pair != noted_pair)
+		{
+			names_note_content(stream->category_id, event->type_id, segment.first);
+			noted_pair = pair;
+		}
+		tuples[ntuples++] = form_event(desc, stream, event, recorded_at);
+	}
+	rows_insert_events(segment.relid, tuples, ntuples);
+	table_close(rel, NoLock);
+	pfree(tuples);
+}
+
+/*
+ * Appends.  The input has passed the guards; the results stand in it after the
+ * call.  What is allocated is left to the caller's memory context.
+ */
+void
+append_write(AppendBatch *append)
+{
+	int			nnew = 0;
+	int64		first;
+	TimestampTz recorded_at;
+
+	lock_streams(append);
+	for (int i = 0; i < append->nstreams; i++)
+		read_version(&append->streams[i]);
+	find_duplicates(append);
+	for (int i = 0; i < append->nstreams; i++)
+		check_expected_version(&append->streams[i]);
+	for (int i = 0; i < append->nevents; i++)
+		if (!append->events[i].duplicate)
+			nnew++;
+	if (nnew == 0)
+		return;
+
+	number_names(append);
+	settled_announce();
+	first = counter_draw(nnew, &recorded_at);
+	number_events(append, first, recorded_at);
+	write_events(append, nnew, first + nnew - 1, recorded_at);
+	write_stream_rows(append);
+	segment_notice(first, first + nnew - 1);
+	CommandCounterIncrement();
+}
+
+/* ----------------------------------------------------------------
+ * SQL functions
+ * ----------------------------------------------------------------
+ */
+
+/* What every function that appends checks first. */
+void
+append_guard(const char *what)
+{
+	PreventCommandDuringRecovery(what);
+	PreventCommandIfReadOnly(what);
+	PreventCommandIfParallelMode(what);
+	catalog_require_append(catalog_store());
+}
+
+static void
+result_values(const StreamInput *stream, Datum *values, bool *nulls)
+{
+	bool		nothing = stream->nevents == 0;
+
+	memset(nulls, 0, sizeof(bool) * AR_NATTS);
+	values[AR_STREAM] = PointerGetDatum(cstring_to_text_with_len(stream->name, stream->len));
+	values[AR_FIRST_VERSION] = Int32GetDatum(stream->first_version);
+	values[AR_LAST_VERSION] = Int32GetDatum(nothing ? stream->version : stream->last_version);
+	values[AR_FIRST_POSITION] = Int64GetDatum(stream->first_position);
+	values[AR_LAST_POSITION] = Int64GetDatum(stream->last_position);
+	values[AR_DUPLICATE] = BoolGetDatum(stream->duplicate);
+	nulls[AR_FIRST_VERSION] = nulls[AR_FIRST_POSITION] = nulls[AR_LAST_POSITION] = nothing;
+}
+
+static Datum
+result_datum(const StreamInput *stream)
+{
+	TupleDesc	desc = lookup_rowtype_tupdesc(catalog_store()->append_result, -1);
+	Datum		values[AR_NATTS];
+	bool		nulls[AR_NATTS];
+	Datum		result;
+
+	result_values(stream, values, nulls);
+	result = HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
+	ReleaseTupleDesc(desc);
+	return result;
+}
+
+static int64
+expected_version_argument(FunctionCallInfo fcinfo, int n)
+{
+	return PG_ARGISNULL(n) ? ANY_VERSION : PG_GETARG_INT64(n);
+}
+
+Datum
+event_store_append(PG_FUNCTION_ARGS)
+{
+	AppendBatch		append = {0};
+	StreamInput stream = {0};
+	EventInput	event = {0};
+	Jsonb	   *metadata;
+
+	append_guard("event_store.append()");
+	append.nstreams = append.nevents = 1;
+	append.streams = &stream;
+	append.events = &event;
+
+	input_stream_name(&stream, PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0));
+	stream.nevents = 1;
+	input_type(&event, PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1));
+	if (PG_ARGISNULL(2))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("data must not be NULL"),
+				 errhint("JSON null is a value: 'null'.")));
+	event.data = PointerGetDatum(PG_GETARG_JSONB_P(2));
+	if (PG_ARGISNULL(3))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("metadata must not be NULL"),
+				 errhint("Leave it out, or give '{}'.")));
+	metadata = PG_GETARG_JSONB_P(3);
+	input_metadata(metadata);
+	event.metadata = PointerGetDatum(metadata);
+	stream.expected_version =
+		input_expected_version(expected_version_argument(fcinfo, 4));
+	if (!PG_ARGISNULL(5))
+	{
+		event.event_id = *PG_GETARG_UUID_P(5);
+		event.has_event_id = true;
+	}
+	if (!PG_ARGISNULL(6))
+	{
+		event.occurred_at = PG_GETARG_TIMESTAMPTZ(6);
+		input_occurred_at(event.occurred_at);
+		event.has_occurred_at = true;
+	}
+	if (!PG_ARGISNULL(7))
+		input_correlation_id(&event, PG_GETARG_TEXT_PP(7));
+	if (!PG_ARGISNULL(8))
+	{
+		event.causation_id = *PG_GETARG_UUID_P(8);
+		event.has_causation_id = true;
+	}
+	event.schema_version = PG_ARGISNULL(9) ? 1 : PG_GETARG_INT32(9);
+	input_schema_version(event.schema_version);
+	if (!PG_ARGISNULL(10))
+		input_source(&event, PG_GETARG_TEXT_PP(10));
+
+	append_write(&append);
+	PG_RETURN_DATUM(result_datum(&stream));
+}
+
+Datum
+event_store_append_events(PG_FUNCTION_ARGS)
+{
+	AppendBatch		append = {0};
+
+	append_guard("event_store.append_events()");
+	input_batch_of_stream(&append,
+						  PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0),
+						  PG_ARGISNULL(1) ? NULL : PG_GETARG_JSONB_P(1),
+						  expected_version_argument(fcinfo, 2));
+	append_write(&append);
+	PG_RETURN_DATUM(result_datum(&append.streams[0]));
+}
+
+Datum
+event_store_append_streams(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	AppendBatch		append = {0};
+
+	append_guard("event_store.append_streams()");
+	InitMaterializedSRF(fcinfo, 0);
+	input_batch_of_streams(&append, PG_ARGISNULL(0) ? NULL : PG_GETARG_JSONB_P(0));
+	append_write(&append);
+	for (int i = 0; i < append.nstreams; i++)
+	{
+		Datum		values[AR_NATTS];
+		bool		nulls[AR_NATTS];
+
+		result_values(&append.streams[i], values, nulls);
+		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/* ----------------------------------------------------------------
+ * The folder's set-up
+ * ----------------------------------------------------------------
+ */
+
+static void
+forget_locks(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
+		event == XACT_EVENT_PREPARE)
+		held_locks = 0;
+}
+
+void
+stream_init(void)
+{
+	rows_init();
+	RegisterXactCallback(forget_locks, NULL);
+	bulk_init();
+	scan_init();
+}

@@ -1,0 +1,78 @@
+/*
+ * read.h
+ *		Reading events: a request, and the reader that answers it row by row.
+ */
+#ifndef EVENT_STORE_READ_H
+#define EVENT_STORE_READ_H
+
+#include "executor/tuptable.h"
+#include "fmgr.h"
+#include "utils/uuid.h"
+
+#include "position/position.h"
+
+/* the functions that read events, in the order of read_functions[] */
+typedef enum ReadKind
+{
+	READ_STREAM,
+	READ_CATEGORY,
+	READ_ALL,
+	READ_SINCE,
+	READ_EVENT_ID,
+	READ_LAST,
+	READ_TRACE,
+	READ_KINDS
+} ReadKind;
+
+#define READ_MAX_ARGS	6
+
+/* what is asked for; texts and arrays stand in the reader's memory */
+typedef struct ReadRequest
+{
+	ReadKind	kind;
+	bool		backward;
+	int64		max_count;		/* PG_INT64_MAX: all */
+
+	/* by stream */
+	text	   *stream;			/* NULL: none given */
+	text	   *type;			/* NULL: any */
+	int64		from_version;
+	int64		until_version;
+	bool		has_until_time;
+	TimestampTz until_time;
+
+	/* by position */
+	int64		after_position;
+	TimestampTz since;
+	bool		by_category;
+	int			ncategories;
+	int32	   *categories;
+	bool		by_type;
+	int			ntypes;
+	int32	   *types;
+
+	/* by id */
+	pg_uuid_t	event_id;
+	text	   *correlation_id;
+} ReadRequest;
+
+typedef struct Reader Reader;
+
+/* what a reader has done, for EXPLAIN ANALYZE */
+typedef struct ReadCounts
+{
+	int64		segments;
+	int64		ranges;
+	int64		filtered;
+	int64		mark;			/* -1: the read is not bound by it */
+} ReadCounts;
+
+extern const char *read_index_columns(const ReadRequest *request);
+extern void read_request(ReadRequest *request, ReadKind kind, int nargs,
+						 const Datum *values, const bool *nulls);
+extern Reader *reader_open(const ReadRequest *request);
+extern bool reader_next(Reader *reader, Datum *values, bool *nulls);
+extern void reader_close(Reader *reader);
+extern ReadCounts reader_counts(const Reader *reader);
+
+#endif

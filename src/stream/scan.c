@@ -1,0 +1,562 @@
+/*
+ * scan.c
+ *		The functions that read events, and the plan node that runs them.
+ *
+ * PostgreSQL would run a function in FROM to its end, into a tuplestore,
+ * before the first row is seen.  The support function that each of ours names
+ * is called while a query is planned, which loads this library in time for its
+ * set_rel_pathlist hook; the hook replaces the scan of the function by a
+ * custom scan, which hands out rows as they are read: who stops early does not
+ * pay for the rest, and EXPLAIN tells what is read, and by which index.
+ *
+ * Where a custom scan cannot do (a whole-row reference, WITH ORDINALITY, ROWS
+ * FROM, a call in a SELECT list) the functions run as such, row by row.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_type_d.h"
+#include "executor/executor.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "nodes/extensible.h"
+#include "nodes/makefuncs.h"
+#include "nodes/nodeFuncs.h"
+#include "nodes/supportnodes.h"
+#include "optimizer/cost.h"
+#include "optimizer/optimizer.h"
+#include "optimizer/pathnode.h"
+#include "optimizer/paths.h"
+#include "optimizer/restrictinfo.h"
+#include "parser/parsetree.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/typcache.h"
+
+#include "common/compat.h"
+#include "stream/read.h"
+#include "stream/stream.h"
+
+PG_FUNCTION_INFO_V1(event_store_read_support);
+PG_FUNCTION_INFO_V1(event_store_read_stream);
+PG_FUNCTION_INFO_V1(event_store_read_category);
+PG_FUNCTION_INFO_V1(event_store_read_all);
+PG_FUNCTION_INFO_V1(event_store_events_since);
+PG_FUNCTION_INFO_V1(event_store_find_event);
+PG_FUNCTION_INFO_V1(event_store_last_event);
+PG_FUNCTION_INFO_V1(event_store_trace);
+
+/* a function, and which of its arguments is what */
+typedef struct ReadFunction
+{
+	PGFunction	function;
+	int			nargs;
+	int			max_count;		/* -1: has none */
+	int			backward;		/* -1: has none */
+	bool		by_version;		/* rows come in order of version */
+} ReadFunction;
+
+static const ReadFunction read_functions[READ_KINDS] = {
+	[READ_STREAM] = {event_store_read_stream, 6, 2, 3, true},
+	[READ_CATEGORY] = {event_store_read_category, 5, 2, 4, false},
+	[READ_ALL] = {event_store_read_all, 5, 1, 4, false},
+	[READ_SINCE] = {event_store_events_since, 4, 1, -1, false},
+	[READ_EVENT_ID] = {event_store_find_event, 2, -1, -1, false},
+	[READ_LAST] = {event_store_last_event, 2, -1, -1, false},
+	[READ_TRACE] = {event_store_trace, 2, 1, -1, false},
+};
+
+/* ----------------------------------------------------------------
+ * As functions
+ * ----------------------------------------------------------------
+ */
+
+static void
+shutdown_reader(Datum arg)
+{
+	reader_close((Reader *) DatumGetPointer(arg));
+}
+
+static Datum
+read_rows(FunctionCallInfo fcinfo, ReadKind kind)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	FuncCallContext *call;
+	Reader	   *reader;
+	Datum		values[RE_NATTS];
+	bool		nulls[RE_NATTS];
+
+	if (SRF_IS_FIRSTCALL())
+	{
+		Datum		arguments[READ_MAX_ARGS];
+		bool		argument_nulls[READ_MAX_ARGS];
+		ReadRequest request;
+		MemoryContext saved;
+		TupleDesc	desc;
+
+		call = SRF_FIRSTCALL_INIT();
+		saved = MemoryContextSwitchTo(call->multi_call_memory_ctx);
+		for (int i = 0; i < read_functions[kind].nargs; i++)
+		{
+			argument_nulls[i] = PG_ARGISNULL(i);
+			arguments[i] = PG_GETARG_DATUM(i);
+			/* by reference, it must outlive this call */
+			if (!argument_nulls[i])
+			{
+				int16		len;
+				bool		byval;
+
+				get_typlenbyval(get_fn_expr_argtype(fcinfo->flinfo, i), &len, &byval);
+				arguments[i] = datumCopy(arguments[i], byval, len);
+			}
+		}
+		read_request(&request, kind, read_functions[kind].nargs,
+					 arguments, argument_nulls);
+		desc = lookup_rowtype_tupdesc_copy(catalog_store()->recorded_event, -1);
+		call->tuple_desc = BlessTupleDesc(desc);
+		call->user_fctx = reader_open(&request);
+		RegisterExprContextCallback(result->econtext, shutdown_reader,
+									PointerGetDatum(call->user_fctx));
+		MemoryContextSwitchTo(saved);
+	}
+
+	call = SRF_PERCALL_SETUP();
+	reader = call->user_fctx;
+	if (reader_next(reader, values, nulls))
+		SRF_RETURN_NEXT(call, HeapTupleGetDatum(heap_form_tuple(call->tuple_desc,
+																values, nulls)));
+	UnregisterExprContextCallback(result->econtext, shutdown_reader,
+								  PointerGetDatum(reader));
+	reader_close(reader);
+	SRF_RETURN_DONE(call);
+}
+
+Datum
+event_store_read_stream(PG_FUNCTION_ARGS)
+{
+	return read_rows(fcinfo, READ_STREAM);
+}
+
+Datum
+event_store_read_category(PG_FUNCTION_ARGS)
+{
+	return read_rows(fcinfo, READ_CATEGORY);
+}
+
+Datum
+event_store_read_all(PG_FUNCTION_ARGS)
+{
+	return read_rows(fcinfo, READ_ALL);
+}
+
+Datum
+event_store_events_since(PG_FUNCTION_ARGS)
+{
+	return read_rows(fcinfo, READ_SINCE);
+}
+
+Datum
+event_store_find_event(PG_FUNCTION_ARGS)
+{
+	return read_rows(fcinfo, READ_EVENT_ID);
+}
+
+Datum
+event_store_last_event(PG_FUNCTION_ARGS)
+{
+	return read_rows(fcinfo, READ_LAST);
+}
+
+Datum
+event_store_trace(PG_FUNCTION_ARGS)
+{
+	return read_rows(fcinfo, READ_TRACE);
+}
+
+/* ----------------------------------------------------------------
+ * Planning
+ * ----------------------------------------------------------------
+ */
+
+static set_rel_pathlist_hook_type previous_hook = NULL;
+
+/* The read that a call stands for, or -1. */
+static int
+read_kind(FuncExpr *call)
+{
+	FmgrInfo	info;
+
+	if (!OidIsValid(get_func_support(call->funcid)))
+		return -1;
+	fmgr_info(call->funcid, &info);
+	for (int kind = 0; kind < READ_KINDS; kind++)
+		if (info.fn_addr == read_functions[kind].function &&
+			list_length(call->args) == read_functions[kind].nargs)
+			return kind;
+	return -1;
+}
+
+/* How many rows a call will return, if its arguments tell. */
+Datum
+event_store_read_support(PG_FUNCTION_ARGS)
+{
+	Node	   *request = (Node *) PG_GETARG_POINTER(0);
+
+	if (IsA(request, SupportRequestRows))
+	{
+		SupportRequestRows *rows = (SupportRequestRows *) request;
+
+		if (is_funcclause(rows->node))
+		{
+			FuncExpr   *call = (FuncExpr *) rows->node;
+			int			kind = read_kind(call);
+			int			arg = kind < 0 ? -1 : read_functions[kind].max_count;
+
+			if (arg >= 0)
+			{
+				Node	   *count = estimate_expression_value(rows->root,
+															  list_nth(call->args, arg));
+
+				if (IsA(count, Const) && !((Const *) count)->constisnull)
+				{
+					rows->rows = clamp_row_est((double)
+											   DatumGetInt64(((Const *) count)->constvalue));
+					PG_RETURN_POINTER(rows);
+				}
+			}
+		}
+	}
+	PG_RETURN_POINTER(NULL);
+}
+
+static Plan *plan_scan(PlannerInfo *root, RelOptInfo *rel, CustomPath *path,
+					   List *tlist, List *clauses, List *custom_plans);
+
+static const CustomPathMethods path_methods = {
+	.CustomName = "Event Store Read",
+	.PlanCustomPath = plan_scan,
+};
+
+/*
+ * The order that rows come in, if the query has a use for it: it has if an
+ * equivalence class of the column is there.
+ */
+static List *
+scan_pathkeys(PlannerInfo *root, RelOptInfo *rel, FuncExpr *call, int kind)
+{
+	const ReadFunction *function = &read_functions[kind];
+	bool		backward = kind == READ_EVENT_ID || kind == READ_LAST;
+	bool		by_version = function->by_version;
+	TypeCacheEntry *type;
+	Var		   *var;
+
+	if (function->backward >= 0)
+	{
+		Node	   *arg = list_nth(call->args, function->backward);
+
+		if (!IsA(arg, Const))
+			return NIL;
+		backward = !((Const *) arg)->constisnull &&
+			DatumGetBool(((Const *) arg)->constvalue);
+	}
+	type = lookup_type_cache(by_version ? INT4OID : INT8OID,
+							 TYPECACHE_LT_OPR | TYPECACHE_GT_OPR);
+	var = makeVar(rel->relid, (by_version ? RE_VERSION : RE_POSITION) + 1,
+				  type->type_id, -1, InvalidOid, 0);
+	return compat_build_expression_pathkey(root, (Expr *) var,
+										   backward ? type->gt_opr : type->lt_opr,
+										   rel->relids);
+}
+
+static void
+add_scan_path(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
+{
+	RangeTblFunction *function;
+	CustomPath *path;
+	Bitmapset  *attributes = NULL;
+	ListCell   *cell;
+	FuncExpr   *call;
+	int			kind;
+
+	if (previous_hook != NULL)
+		previous_hook(root, rel, rti, rte);
+
+	if (rte->rtekind != RTE_FUNCTION || rel->reloptkind != RELOPT_BASEREL ||
+		rte->funcordinality || list_length(rte->functions) != 1)
+		return;
+	function = linitial_node(RangeTblFunction, rte->functions);
+	if (!IsA(function->funcexpr, FuncExpr) || function->funccolnames != NIL ||
+		function->funccolcount != RE_NATTS)
+		return;
+	call = (FuncExpr *) function->funcexpr;
+	kind = read_kind(call);
+	if (kind < 0)
+		return;
+
+	/* a whole-row reference wants the composite value */
+	pull_varattnos((Node *) rel->reltarget->exprs, rti, &attributes);
+	foreach(cell, rel->baserestrictinfo)
+		pull_varattnos((Node *) lfirst_node(RestrictInfo, cell)->clause, rti,
+					   &attributes);
+	if (bms_is_member(0 - FirstLowInvalidHeapAttributeNumber, attributes))
+		return;
+
+	path = makeNode(CustomPath);
+	path->path.pathtype = T_CustomScan;
+	path->path.parent = rel;
+	path->path.pathtarget = rel->reltarget;
+	path->path.param_info = get_baserel_parampathinfo(root, rel, rel->lateral_relids);
+	path->path.rows = rel->rows;
+	path->path.startup_cost = 4 * random_page_cost;
+	path->path.total_cost = path->path.startup_cost +
+		rel->tuples * (cpu_tuple_cost + cpu_index_tuple_cost + seq_page_cost / 8) +
+		rel->baserestrictcost.per_tuple * rel->tuples;
+	path->path.pathkeys = scan_pathkeys(root, rel, call, kind);
+	path->flags = CUSTOMPATH_SUPPORT_PROJECTION;
+	path->custom_private = list_make1_int(kind);
+	path->methods = &path_methods;
+	rel->pathlist = list_make1(path);
+	rel->partial_pathlist = NIL;
+}
+
+static Node *create_scan_state(CustomScan *scan);
+
+static const CustomScanMethods scan_methods = {
+	.CustomName = "Event Store Read",
+	.CreateCustomScanState = create_scan_state,
+};
+
+/*
+ * The plan's scan tuple is the row of the function.  The call is carried as an
+ * expression, for its arguments, and so that the plan depends on the function.
+ */
+static Plan *
+plan_scan(PlannerInfo *root, RelOptInfo *rel, CustomPath *path,
+		  List *tlist, List *clauses, List *custom_plans)
+{
+	RangeTblEntry *rte = planner_rt_fetch(rel->relid, root);
+	RangeTblFunction *function = linitial_node(RangeTblFunction, rte->functions);
+	CustomScan *scan = makeNode(CustomScan);
+	TupleDesc	desc = lookup_rowtype_tupdesc(catalog_store()->recorded_event, -1);
+
+	scan->scan.plan.targetlist = tlist;
+	scan->scan.plan.qual = extract_actual_clauses(clauses, false);
+	scan->scan.scanrelid = 0;
+	scan->flags = path->flags;
+	scan->custom_exprs = list_make1(function->funcexpr);
+	scan->custom_private = path->custom_private;
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute attribute = TupleDescAttr(desc, i);
+		Var		   *var = makeVar(rel->relid, i + 1, attribute->atttypid,
+								  attribute->atttypmod, attribute->attcollation, 0);
+
+		scan->custom_scan_tlist = lappend(scan->custom_scan_tlist,
+										  makeTargetEntry((Expr *) var, i + 1,
+														  pstrdup(NameStr(attribute->attname)),
+														  false));
+	}
+	ReleaseTupleDesc(desc);
+	scan->methods = &scan_methods;
+	return &scan->scan.plan;
+}
+
+/* ----------------------------------------------------------------
+ * Execution
+ * ----------------------------------------------------------------
+ */
+
+typedef struct ReadScanState
+{
+	CustomScanState css;
+	ReadKind	kind;
+	Oid			function;
+	List	   *arguments;		/* of ExprState */
+	MemoryContext context;		/* of the arguments' values and the reader */
+	Reader	   *reader;
+	ReadRequest request;
+	ReadCounts	counts;			/* of readers that are closed */
+} ReadScanState;
+
+static void begin_scan(CustomScanState *node, EState *estate, int eflags);
+static TupleTableSlot *exec_scan(CustomScanState *node);
+static void end_scan(CustomScanState *node);
+static void rescan_scan(CustomScanState *node);
+static void explain_scan(CustomScanState *node, List *ancestors, ExplainState *es);
+
+static const CustomExecMethods exec_methods = {
+	.CustomName = "Event Store Read",
+	.BeginCustomScan = begin_scan,
+	.ExecCustomScan = exec_scan,
+	.EndCustomScan = end_scan,
+	.ReScanCustomScan = rescan_scan,
+	.ExplainCustomScan = explain_scan,
+};
+
+static Node *
+create_scan_state(CustomScan *scan)
+{
+	ReadScanState *state = (ReadScanState *) newNode(sizeof(ReadScanState),
+													 T_CustomScanState);
+
+	state->css.methods = &exec_methods;
+	state->kind = linitial_int(scan->custom_private);
+	state->counts.mark = -1;
+	return (Node *) state;
+}
+
+static void
+begin_scan(CustomScanState *node, EState *estate, int eflags)
+{
+	ReadScanState *state = (ReadScanState *) node;
+	CustomScan *scan = (CustomScan *) node->ss.ps.plan;
+	FuncExpr   *call = linitial_node(FuncExpr, scan->custom_exprs);
+	AclResult	acl;
+
+	state->function = call->funcid;
+	acl = compat_function_aclcheck(call->funcid, GetUserId());
+	if (acl != ACLCHECK_OK)
+		aclcheck_error(acl, OBJECT_FUNCTION, get_func_name(call->funcid));
+	InvokeFunctionExecuteHook(call->funcid);
+	state->arguments = ExecInitExprList(call->args, &node->ss.ps);
+	state->context = AllocSetContextCreate(estate->es_query_cxt,
+										   "event_store scan",
+										   ALLOCSET_DEFAULT_SIZES);
+}
+
+static void
+open_reader(ReadScanState *state)
+{
+	ExprContext *econtext = state->css.ss.ps.ps_ExprContext;
+	Datum		values[READ_MAX_ARGS];
+	bool		nulls[READ_MAX_ARGS];
+	MemoryContext saved;
+	ListCell   *cell;
+	int			n = 0;
+
+	MemoryContextReset(state->context);
+	saved = MemoryContextSwitchTo(state->context);
+	foreach(cell, state->arguments)
+	{
+		ExprState  *argument = lfirst(cell);
+
+		values[n] = ExecEvalExpr(argument, econtext, &nulls[n]);
+		n++;
+	}
+	read_request(&state->request, state->kind, n, values, nulls);
+	state->reader = reader_open(&state->request);
+	MemoryContextSwitchTo(saved);
+}
+
+static void
+close_reader(ReadScanState *state)
+{
+	ReadCounts	counts;
+
+	if (state->reader == NULL)
+		return;
+	counts = reader_counts(state->reader);
+	state->counts.segments += counts.segments;
+	state->counts.ranges += counts.ranges;
+	state->counts.filtered += counts.filtered;
+	state->counts.mark = counts.mark;
+	reader_close(state->reader);
+	state->reader = NULL;
+}
+
+static TupleTableSlot *
+next_event(ScanState *node)
+{
+	ReadScanState *state = (ReadScanState *) node;
+	TupleTableSlot *slot = node->ss_ScanTupleSlot;
+
+	if (state->reader == NULL)
+		open_reader(state);
+	ExecClearTuple(slot);
+	if (reader_next(state->reader, slot->tts_values, slot->tts_isnull))
+		ExecStoreVirtualTuple(slot);
+	return slot;
+}
+
+static bool
+recheck_event(ScanState *node, TupleTableSlot *slot)
+{
+	return true;
+}
+
+static TupleTableSlot *
+exec_scan(CustomScanState *node)
+{
+	return ExecScan(&node->ss, next_event, recheck_event);
+}
+
+static void
+end_scan(CustomScanState *node)
+{
+	close_reader((ReadScanState *) node);
+}
+
+static void
+rescan_scan(CustomScanState *node)
+{
+	close_reader((ReadScanState *) node);
+	ExecScanReScan(&node->ss);
+}
+
+static void
+explain_scan(CustomScanState *node, List *ancestors, ExplainState *es)
+{
+	static const char *const names[READ_KINDS] = {
+		"read_stream", "read_category", "read_all", "events_since",
+		"find_event", "last_event", "trace"
+	};
+	ReadScanState *state = (ReadScanState *) node;
+	ReadRequest request = {0};
+	ReadCounts	counts = state->counts;
+	CustomScan *scan = (CustomScan *) node->ss.ps.plan;
+	FuncExpr   *call = linitial_node(FuncExpr, scan->custom_exprs);
+
+	/* which index it is depends on which filters are given */
+	request.kind = state->kind;
+	if (state->kind == READ_CATEGORY)
+		request.by_category = true;
+	else if (state->kind == READ_ALL || state->kind == READ_SINCE)
+		for (int i = 2; i <= 3; i++)
+		{
+			Node	   *arg = list_nth(call->args, i);
+
+			if (!IsA(arg, Const) || !((Const *) arg)->constisnull)
+				request.by_category = true;
+		}
+	ExplainPropertyText("Function", names[state->kind], es);
+	ExplainPropertyText("Segment Index", read_index_columns(&request), es);
+	if (!es->analyze)
+		return;
+	if (state->reader != NULL)
+	{
+		ReadCounts	open = reader_counts(state->reader);
+
+		counts.segments += open.segments;
+		counts.ranges += open.ranges;
+		counts.filtered += open.filtered;
+		counts.mark = open.mark;
+	}
+	ExplainPropertyInteger("Segments Read", NULL, counts.segments, es);
+	ExplainPropertyInteger("Index Ranges", NULL, counts.ranges, es);
+	if (counts.filtered > 0)
+		ExplainPropertyInteger("Events Filtered", NULL, counts.filtered, es);
+	if (counts.mark >= 0)
+		ExplainPropertyInteger("Settled Mark", NULL, counts.mark, es);
+}
+
+void
+scan_init(void)
+{
+	RegisterCustomScanMethods(&scan_methods);
+	previous_hook = set_rel_pathlist_hook;
+	set_rel_pathlist_hook = add_scan_path;
+}
