@@ -51,4 +51,4 @@ include $(PGXS)
 $(OBJS): $(wildcard src/*/*.h)
 
 $(EXTENSION)--$(EXTVERSION).sql: $(SQL_PARTS)
-	(echo '\echo Use "CREATE EXTENSION event_store" to load this file. \quit'; cat $^) > $@
+	(printf '%s\n' '\echo Use "CREATE EXTENSION event_store" to load this file. \quit'; cat $^) > $@
