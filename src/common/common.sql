@@ -73,6 +73,8 @@ SELECT pg_extension_config_dump('event_store.source_id', '');
 CREATE FUNCTION event_store.refuse_change() RETURNS trigger
 LANGUAGE c AS 'MODULE_PATHNAME', 'event_store_refuse_change';
 REVOKE ALL ON FUNCTION event_store.refuse_change() FROM PUBLIC;
+-- the owner makes segments, each with this trigger
+GRANT EXECUTE ON FUNCTION event_store.refuse_change() TO @extowner@ WITH GRANT OPTION;
 COMMENT ON FUNCTION event_store.refuse_change() IS
 'trigger: refuses UPDATE, DELETE and TRUNCATE of the table it stands on; raises VE005';
 

@@ -231,14 +231,23 @@ run_ddl(const char *format,...)
 	pfree(sql.data);
 }
 
-/* One segment, for positions first <= p < end. */
+/*
+ * One segment, for positions first <= p < end.  ATTACH PARTITION lets others go
+ * on, but PostgreSQL refuses it to a session that has a query open on the
+ * parent; CREATE TABLE … PARTITION OF is possible then, and waits for those
+ * who use the parent.
+ */
 static void
-make_segment(int64 first, int64 end)
+make_segment(int64 first, int64 end, bool in_use)
 {
 	long long	n = (long long) first;
 
-	run_ddl("CREATE TABLE event_store.event_%lld"
-			" (LIKE event_store.event INCLUDING STORAGE INCLUDING COMPRESSION)", n);
+	if (in_use)
+		run_ddl("CREATE TABLE event_store.event_%lld PARTITION OF event_store.event"
+				" FOR VALUES FROM (%lld) TO (%lld)", n, n, (long long) end);
+	else
+		run_ddl("CREATE TABLE event_store.event_%lld"
+				" (LIKE event_store.event INCLUDING STORAGE INCLUDING COMPRESSION)", n);
 	run_ddl("ALTER TABLE event_store.event_%lld"
 			" ADD CONSTRAINT event_%lld_pkey PRIMARY KEY (position)", n, n);
 	run_ddl("CREATE UNIQUE INDEX event_%lld_stream ON event_store.event_%lld"
@@ -257,8 +266,20 @@ make_segment(int64 first, int64 end)
 	run_ddl("COMMENT ON TABLE event_store.event_%lld IS"
 			" 'a segment: the events with positions from %lld to %lld'",
 			n, n, (long long) (end - 1));
-	run_ddl("ALTER TABLE event_store.event ATTACH PARTITION event_store.event_%lld"
-			" FOR VALUES FROM (%lld) TO (%lld)", n, n, (long long) end);
+	if (!in_use)
+		run_ddl("ALTER TABLE event_store.event ATTACH PARTITION event_store.event_%lld"
+				" FOR VALUES FROM (%lld) TO (%lld)", n, n, (long long) end);
+}
+
+/* Has this session a query open on event_store.event? */
+static bool
+event_in_use(Oid event_oid)
+{
+	Relation	event = table_open(event_oid, NoLock);
+	bool		in_use = event->rd_refcnt > 1;
+
+	table_close(event, NoLock);
+	return in_use;
 }
 
 /*
@@ -326,8 +347,9 @@ make_segments(int64 from, int64 to, int ahead)
 			ereport(ERROR,
 					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 					 errmsg("positions are used up")));
-		make_segment(first, index < map_count ?
-					 Min(first + size, map[index].first) : first + size);
+		make_segment(first,
+					 index < map_count ? Min(first + size, map[index].first) : first + size,
+					 event_in_use(store->event));
 		CommandCounterIncrement();
 		made++;
 		CHECK_FOR_INTERRUPTS();

@@ -74,12 +74,6 @@ PG_FUNCTION_INFO_V1(event_store_append);
 PG_FUNCTION_INFO_V1(event_store_append_events);
 PG_FUNCTION_INFO_V1(event_store_append_streams);
 
-/*
- * Heavyweight locks on streams that one transaction keeps: half of what the
- * lock table is made for per transaction by default.
- */
-#define MAX_HELD	32
-
 static int	held_locks = 0;
 
 /* ----------------------------------------------------------------
@@ -826,10 +820,9 @@ number_events(AppendBatch *append, int64 position, TimestampTz recorded_at)
 		stream->last_version = event->version;
 		stream->last_position = event->position;
 		if (stream->id == 0)
-		{
 			stream->id = event->position;
+		if (event->version == 1)
 			stream->created_at = recorded_at;
-		}
 	}
 }
 

@@ -5,13 +5,14 @@
  * A row trigger gathers the rows, and appends them by batches: whenever
  * GATHER_ROWS or GATHER_BYTES are reached, and what is left in a trigger after
  * the statement.  A batch is cut where it would come to more than BATCH_STREAMS
- * streams, so that it needs few locks at a time (see append.c), or to more
- * than BATCH_ROWS rows.
+ * streams, so that each new stream keeps its lock until its row is written
+ * (see append.c), or to more than BATCH_ROWS rows.
  *
- * The rows stand for calls of append() in their order.  There is one buffer,
- * also where one statement runs inside another; whichever ends first writes
- * what has been gathered by then.  Each row remembers its subtransaction: when
- * that is rolled back, its rows go.
+ * The rows stand for calls of append() in their order.  Where one statement
+ * runs inside another, whichever ends first writes what both have gathered by
+ * then; but each subtransaction has a buffer of its own, because rows written
+ * in a subtransaction go when it is rolled back, and those of the statement
+ * around it must not.
  */
 #include "postgres.h"
 
@@ -36,7 +37,7 @@ PG_FUNCTION_INFO_V1(event_store_write_gathered);
 #define GATHER_ROWS		5000
 #define GATHER_BYTES	(16 * 1024 * 1024)
 #define BATCH_ROWS		1000
-#define BATCH_STREAMS	64
+#define BATCH_STREAMS	MAX_HELD
 
 /* columns of the view */
 enum
@@ -63,17 +64,18 @@ typedef struct GatheredRow
 	EventInput	event;
 	const char *stream;
 	int			stream_len;
-	SubTransactionId subid;
 } GatheredRow;
 
 typedef struct Gathered
 {
 	MemoryContext context;
+	SubTransactionId subid;
 	GatheredRow *rows;
 	int			nrows;
+	struct Gathered *outer;		/* of a subtransaction around this one */
 } Gathered;
 
-/* NULL while nothing is gathered; lives in TopTransactionContext */
+/* the innermost buffer, or NULL; all live in TopTransactionContext */
 static Gathered *gathered = NULL;
 
 /* ----------------------------------------------------------------
@@ -114,10 +116,14 @@ write_gathered(void)
 	MemoryContext saved;
 	AppendBatch		append = {0};
 
-	if (mine == NULL)
+	/*
+	 * Subtransactions have rising numbers: a lower one is around this one, and
+	 * its rows wait for it to go on.
+	 */
+	if (mine == NULL || mine->subid < GetCurrentSubTransactionId())
 		return;
 	/* what is gathered from here on is another buffer's */
-	gathered = NULL;
+	gathered = mine->outer;
 
 	saved = MemoryContextSwitchTo(mine->context);
 	batch_context = AllocSetContextCreate(mine->context, "event_store batch",
@@ -164,15 +170,21 @@ write_gathered(void)
 static Gathered *
 buffer(void)
 {
-	if (gathered == NULL)
+	SubTransactionId subid = GetCurrentSubTransactionId();
+
+	if (gathered == NULL || gathered->subid < subid)
 	{
+		Gathered   *made;
 		MemoryContext context = AllocSetContextCreate(TopTransactionContext,
 													  "event_store gathered rows",
 													  ALLOCSET_DEFAULT_SIZES);
 
-		gathered = MemoryContextAllocZero(context, sizeof(Gathered));
-		gathered->context = context;
-		gathered->rows = MemoryContextAlloc(context, sizeof(GatheredRow) * GATHER_ROWS);
+		made = MemoryContextAllocZero(context, sizeof(Gathered));
+		made->context = context;
+		made->subid = subid;
+		made->rows = MemoryContextAlloc(context, sizeof(GatheredRow) * GATHER_ROWS);
+		made->outer = gathered;
+		gathered = made;
 	}
 	return gathered;
 }
@@ -268,7 +280,6 @@ gather(HeapTuple tuple, TupleDesc desc)
 							pnstrdup(row->stream, row->stream_len)),
 					 errhint("Leave the column out.")));
 	}
-	row->subid = GetCurrentSubTransactionId();
 	buf->nrows++;
 	MemoryContextSwitchTo(saved);
 
@@ -330,12 +341,16 @@ static void
 subxact_callback(SubXactEvent event, SubTransactionId my_subid,
 				 SubTransactionId parent_subid, void *arg)
 {
-	if (event != SUBXACT_EVENT_ABORT_SUB || gathered == NULL)
+	if (event != SUBXACT_EVENT_ABORT_SUB)
 		return;
-	/* later subtransactions have higher numbers, and were inside of this one */
-	while (gathered->nrows > 0 &&
-		   gathered->rows[gathered->nrows - 1].subid >= my_subid)
-		gathered->nrows--;
+	/* higher numbers are of subtransactions inside of this one */
+	while (gathered != NULL && gathered->subid >= my_subid)
+	{
+		Gathered   *gone = gathered;
+
+		gathered = gone->outer;
+		MemoryContextDelete(gone->context);
+	}
 }
 
 void

@@ -17,6 +17,12 @@
 #define ANY_VERSION		(-2)
 #define STREAM_EXISTS	(-4)
 
+/*
+ * Heavyweight locks on streams that one transaction keeps, and one call takes:
+ * half of what the lock table is made for per transaction by default.
+ */
+#define MAX_HELD		32
+
 /* a stream of an append */
 typedef struct StreamInput
 {
