@@ -47,6 +47,7 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/timestamp.h"
 
 #include "common/compat.h"
 #include "common/errors.h"
@@ -359,9 +360,12 @@ make_segments(int64 from, int64 to, int ahead)
 	AtEOXact_GUC(true, guc_level);
 	SetUserIdAndSecContext(saved_user, saved_context);
 
-	/* nobody waits at this lock for longer than it takes to see the map */
+	/* both, or else the next one would take them in the other order */
 	if (made == 0)
+	{
+		UnlockRelationOid(store->event, ShareUpdateExclusiveLock);
 		LockRelease(&tag, ExclusiveLock, false);
+	}
 	return made;
 }
 
@@ -478,11 +482,13 @@ segment_for_append(int64 position, int64 needed_to)
  * A draw of positions first..last notices when it crosses 1/2, 3/4, 7/8 … of
  * the segment that it ends in, and asks for more ahead.  One draw crosses each
  * point, so there is no stampede; the later points make up for a worker that
- * could not be had at the earlier ones.
+ * could not be had, or got no lock, at the earlier ones.
  */
 void
 segment_notice(int64 first, int64 last)
 {
+	static int64 asked_for = 0;
+	static TimestampTz asked_at = 0;
 	int			index = segment_index_for(last);
 	int64		left;
 	int64		point;
@@ -495,7 +501,17 @@ segment_notice(int64 first, int64 last)
 	{
 		if (point >= first)
 		{
-			(void) start_worker(last, last, SEGMENTS_AHEAD, NULL);
+			TimestampTz now = GetCurrentTimestamp();
+
+			/* a fast writer crosses the next point while a worker is at work */
+			if (asked_for == map[index].first && now - asked_at < USECS_PER_SEC / 2 &&
+				now >= asked_at)
+				return;
+			if (start_worker(last, last, SEGMENTS_AHEAD, NULL))
+			{
+				asked_for = map[index].first;
+				asked_at = now;
+			}
 			return;
 		}
 		left /= 2;
