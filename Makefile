@@ -20,6 +20,7 @@ OBJS = \
 	src/stream/append.o \
 	src/stream/bulk.o \
 	src/stream/guard.o \
+	src/stream/id_range.o \
 	src/stream/read.o \
 	src/stream/scan.o \
 	src/stream/lookup.o

@@ -50,11 +50,15 @@ UPDATE reads SET large = buffers(statement);
 SELECT n, statement, CASE WHEN large <= small * 1.5 + 8 THEN 'as much' ELSE format('MORE: %s, then %s', small, large) END FROM reads ORDER BY n;
 -- a stream over many segments: the end costs no more than with few
 INSERT INTO event_store.events (stream, type, data) SELECT 'long-1', 'Placed', to_jsonb(i) FROM generate_series(1, 600) i;
-SELECT buffers('SELECT * FROM event_store.read_stream(''long-1'', 550, 1)') AS few \gset
+SELECT buffers('SELECT * FROM event_store.read_stream(''long-1'', 550, 1)') AS few,
+	buffers('SELECT event_store.append(''long-1'', ''Placed'', ''1'', event_id => (''ffffffff-0000-7000-8000-'' || lpad((random() * 1e9)::int::text, 12, ''0''))::uuid)') AS append_few \gset
 INSERT INTO event_store.events (stream, type, data) SELECT 'long-1', 'Placed', to_jsonb(i) FROM generate_series(1, 10000) i;
 SELECT buffers('SELECT * FROM event_store.read_stream(''long-1'', 10550, 1)') < :few * 5;
 SELECT buffers('SELECT * FROM event_store.read_stream(''long-1'', backward => true, max_count => 1)') <= :few;
 SELECT buffers('SELECT event_store.stream_version(''long-1'')') <= :few;
+-- an append with a new id does not ask segments whose ids are all lower or higher
+SELECT buffers('SELECT event_store.append(''long-1'', ''Placed'', ''1'', event_id => (''ffffffff-0000-7000-8000-'' || lpad((random() * 1e9)::int::text, 12, ''0''))::uuid)') <= :append_few + 8;
+SELECT buffers('SELECT * FROM event_store.find_event(''fffffffe-0000-0000-0000-000000000000'')') < 40;
 -- EXPLAIN tells the index and what was read
 CREATE FUNCTION explain(statement text) RETURNS SETOF text LANGUAGE plpgsql AS $$
 DECLARE

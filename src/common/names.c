@@ -352,53 +352,45 @@ names_find(NameKind kind, const char *name, int len)
  * ----------------------------------------------------------------
  */
 
-/* The entry of an id; its name is NULL until it is known. */
+/* The cached name of an id, or NULL. */
 static text *
-id_name(int64 kind, int64 id, Oid table, Oid index, int name_att,
-		bool wide, Snapshot snapshot)
+cached_name(const IdKey *key)
 {
-	IdKey		key;
-	IdEntry    *entry;
-	Probe		probe;
-	ScanKeyData scankey;
+	IdEntry    *entry = hash_search(by_id, key, HASH_FIND, NULL);
+
+	return entry == NULL ? NULL : entry->name;
+}
+
+/* The name in the row that a probe for an id finds; remembered if committed. */
+static text *
+probed_name(const IdKey *key, Probe *probe, int name_att)
+{
+	HeapTuple	tuple;
+	Datum		value;
+	bool		isnull;
 	text	   *name;
 
-	key.id = id;
-	key.kind = kind;
-	entry = hash_search(by_id, &key, HASH_FIND, NULL);
-	if (likely(entry != NULL))
-		return entry->name;
-
-	if (wide)
-		key_int64(&scankey, 1, BTEqualStrategyNumber, id);
-	else
-		key_int32(&scankey, 1, BTEqualStrategyNumber, (int32) id);
-	probe_open(&probe, table, index, AccessShareLock, snapshot, &scankey, 1);
-	if (!probe_next(&probe, ForwardScanDirection))
+	if (!probe_next(probe, ForwardScanDirection))
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_STORE_DAMAGED),
-				 errmsg("name of id %lld is missing in \"%s\"", (long long) id,
-						RelationGetRelationName(probe.heap))));
+				 errmsg("name of id %lld is missing in \"%s\"", (long long) key->id,
+						RelationGetRelationName(probe->heap))));
+	value = probe_value(probe, name_att, &isnull);
+	tuple = ExecFetchSlotHeapTuple(probe->slot, false, NULL);
+
+	/* what may yet be rolled back is not remembered */
+	if (TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data)))
+		name = DatumGetTextPCopy(value);
 	else
 	{
-		bool		isnull;
-		Datum		value = probe_value(&probe, name_att, &isnull);
-		MemoryContext saved;
-		HeapTuple	tuple = ExecFetchSlotHeapTuple(probe.slot, false, NULL);
+		MemoryContext saved = MemoryContextSwitchTo(names_context);
+		IdEntry    *entry;
 
-		/* what may yet be rolled back is not remembered */
-		if (TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data)))
-			name = DatumGetTextPCopy(value);
-		else
-		{
-			saved = MemoryContextSwitchTo(names_context);
-			name = DatumGetTextPCopy(value);
-			MemoryContextSwitchTo(saved);
-			entry = hash_search(by_id, &key, HASH_ENTER, NULL);
-			entry->name = name;
-		}
+		name = DatumGetTextPCopy(value);
+		entry = hash_search(by_id, key, HASH_ENTER, NULL);
+		entry->name = name;
+		MemoryContextSwitchTo(saved);
 	}
-	probe_close(&probe, false);
 	return name;
 }
 
@@ -410,20 +402,51 @@ text *
 names_text(NameKind kind, int32 id, Snapshot snapshot)
 {
 	const Store *store = prepare_caches();
+	IdKey		key = {id, kind};
+	text	   *name = cached_name(&key);
+	ScanKeyData scankey;
+	Probe		probe;
 
-	return id_name(kind, id, store->names[kind].table,
-				   store->names[kind].id_index, NAME_ATT_NAME, false, snapshot);
+	if (likely(name != NULL))
+		return name;
+	key_int32(&scankey, 1, BTEqualStrategyNumber, id);
+	probe_open(&probe, store->names[kind].table, store->names[kind].id_index,
+			   AccessShareLock, snapshot, &scankey, 1);
+	name = probed_name(&key, &probe, NAME_ATT_NAME);
+	probe_close(&probe, false);
+	return name;
 }
 
+/* The name of a stream; likewise. */
 text *
-names_stream(int64 stream_id, Snapshot snapshot)
+names_stream(int64 stream_id, StreamNames *lookup, Snapshot snapshot)
 {
 	const Store *store = prepare_caches();
+	IdKey		key = {stream_id, NAME_KINDS};
+	text	   *name = cached_name(&key);
+	ScanKeyData scankey;
 
-	if (unlikely(hash_get_num_entries(by_id) > MAX_CACHED))
-		bound_caches();
-	return id_name(NAME_KINDS, stream_id, store->stream,
-				   store->stream_id_index, ST_NAME, true, snapshot);
+	if (likely(name != NULL))
+		return name;
+	bound_caches();
+	key_int64(&scankey, 1, BTEqualStrategyNumber, stream_id);
+	if (lookup->open)
+		probe_again(&lookup->probe, &scankey, 1);
+	else
+	{
+		probe_open(&lookup->probe, store->stream, store->stream_id_index,
+				   AccessShareLock, snapshot, &scankey, 1);
+		lookup->open = true;
+	}
+	return probed_name(&key, &lookup->probe, ST_NAME);
+}
+
+void
+names_end_streams(StreamNames *lookup)
+{
+	if (lookup->open)
+		probe_close(&lookup->probe, false);
+	lookup->open = false;
 }
 
 /* ----------------------------------------------------------------

@@ -86,6 +86,13 @@ probe_open(Probe *probe, Oid heap, Oid index, LOCKMODE lock,
 	index_rescan(probe->scan, keys, nkeys, NULL, 0);
 }
 
+/* Another range of the same index. */
+void
+probe_again(Probe *probe, ScanKey keys, int nkeys)
+{
+	index_rescan(probe->scan, keys, nkeys, NULL, 0);
+}
+
 bool
 probe_next(Probe *probe, ScanDirection direction)
 {

@@ -35,6 +35,7 @@ typedef struct Probe
 
 extern void probe_open(Probe *probe, Oid heap, Oid index, LOCKMODE lock,
 					   Snapshot snapshot, ScanKey keys, int nkeys);
+extern void probe_again(Probe *probe, ScanKey keys, int nkeys);
 extern bool probe_next(Probe *probe, ScanDirection direction);
 extern void probe_close(Probe *probe, bool keep_locks);
 extern Datum probe_value(Probe *probe, int attno, bool *isnull);

@@ -413,6 +413,9 @@ same_json(Datum a, Datum b)
 static bool
 find_duplicate(const StreamInput *stream, EventInput *event)
 {
+	int64		mark = 0;
+	int			latest = -1;
+
 	for (int pair = stream->nsegments - 2; pair >= 0; pair -= 2)
 	{
 		int			low = segment_index_for(stream->segments[pair]);
@@ -425,6 +428,12 @@ find_duplicate(const StreamInput *stream, EventInput *event)
 			Probe		probe;
 			bool		found = false;
 
+			/* the segments that are being written are asked without further ado */
+			if (latest < 0)
+				latest = index;
+			else if (index < latest - 1 &&
+					 !id_range_may_hold(segment, &event->event_id, &mark))
+				continue;
 			key_uuid(&key, 1, UUIDPGetDatum(&event->event_id));
 			probe_open(&probe, segment.relid,
 					   rows_segment_index(segment.relid, INDEX_EVENT_ID),
@@ -1065,6 +1074,7 @@ stream_init(void)
 {
 	rows_init();
 	RegisterXactCallback(forget_locks, NULL);
+	id_range_init();
 	bulk_init();
 	scan_init();
 }

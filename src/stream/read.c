@@ -106,6 +106,7 @@ struct Reader
 	int64		stream_id;
 	int32		type_id;		/* 0: any */
 	int64		last_version;	/* seen, 0 for none */
+	int64		id_mark;		/* for id_range_may_hold() */
 
 	/* the segment that is read */
 	bool		in_segment;
@@ -116,6 +117,7 @@ struct Reader
 	binaryheap *heap;			/* of ranges, if there are several */
 	Range	   *current;		/* whose row was handed out last */
 
+	StreamNames stream_names;
 	NameBuffer	stream_name;
 	NameBuffer	type_name;
 	NameBuffer	source_name;
@@ -819,6 +821,13 @@ next_segment_by_list(Reader *reader)
 		 reader->last_version >= request->until_version))
 		return false;
 
+	/* without the stream an id may be anywhere */
+	while (request->kind == READ_EVENT_ID && reader->stream_id == 0 &&
+		   !id_range_may_hold(reader->list[reader->list_next],
+							  &request->event_id, &reader->id_mark))
+		if (--reader->list_next < 0)
+			return false;
+
 	begin_segment(reader, reader->list[reader->list_next], 1);
 	reader->list_next += request->backward ? -1 : 1;
 	switch (request->kind)
@@ -1119,7 +1128,7 @@ event_values(Reader *reader, Probe *probe, Datum *values, bool *nulls)
 	values[RE_STREAM] = reader->stream_name.id == stream_id ?
 		PointerGetDatum(&reader->stream_name.name) :
 		buffered_name(&reader->stream_name, stream_id,
-					  names_stream(stream_id, reader->snapshot));
+					  names_stream(stream_id, &reader->stream_names, reader->snapshot));
 	nulls[RE_STREAM] = false;
 	values[RE_TYPE] = reader->type_name.id == type_id ?
 		PointerGetDatum(&reader->type_name.name) :
@@ -1200,6 +1209,7 @@ reader_close(Reader *reader)
 {
 	if (reader->in_segment)
 		end_segment(reader);
+	names_end_streams(&reader->stream_names);
 	if (reader->own_snapshot != NULL)
 		UnregisterSnapshot(reader->own_snapshot);
 	UnregisterSnapshot(reader->snapshot);

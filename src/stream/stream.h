@@ -113,6 +113,10 @@ extern bool append_find_stream(const char *name, int len, Snapshot snapshot,
 							   StreamInput *found);
 extern void append_guard(const char *what);
 
+/* id_range.c */
+extern bool id_range_may_hold(Segment segment, const pg_uuid_t *id, int64 *mark);
+extern void id_range_init(void);
+
 /* guard.c */
 extern PGDLLEXPORT Datum event_store_refuse_change(PG_FUNCTION_ARGS);
 
