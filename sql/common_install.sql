@@ -91,3 +91,18 @@ DROP ROLE es_writer;
 DROP ROLE es_nobody;
 DROP TABLE public.objects_before;
 DROP TABLE public.something_else;
+
+-- for the tests that follow
+-- what a statement raises, as text
+CREATE FUNCTION raises(statement text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	state text; message text; detail text; context text;
+BEGIN
+	EXECUTE statement;
+	RETURN 'nothing';
+EXCEPTION WHEN OTHERS THEN
+	GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
+		detail = PG_EXCEPTION_DETAIL, context = PG_EXCEPTION_CONTEXT;
+	RETURN concat_ws(' | ', state, message, nullif(detail, ''),
+		CASE WHEN context LIKE '%of the batch%' THEN split_part(context, E'\n', 1) END);
+END $$;

@@ -1,4 +1,4 @@
--- Segments: sizes, made ahead, made at need; uses raises() of stream_append
+-- Segments: sizes, made ahead, made at need; uses raises() of common_install
 SET client_min_messages = warning;
 DROP EXTENSION IF EXISTS event_store;
 CREATE EXTENSION event_store;

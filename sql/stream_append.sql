@@ -5,20 +5,6 @@ CREATE EXTENSION event_store;
 RESET client_min_messages;
 SELECT event_store.set_segment_size(16);
 
--- what a statement raises, as text
-CREATE FUNCTION raises(statement text) RETURNS text LANGUAGE plpgsql AS $$
-DECLARE
-	state text; message text; detail text; context text;
-BEGIN
-	EXECUTE statement;
-	RETURN 'nothing';
-EXCEPTION WHEN OTHERS THEN
-	GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
-		detail = PG_EXCEPTION_DETAIL, context = PG_EXCEPTION_CONTEXT;
-	RETURN concat_ws(' | ', state, message, nullif(detail, ''),
-		CASE WHEN context LIKE '%of the batch%' THEN split_part(context, E'\n', 1) END);
-END $$;
-
 SELECT * FROM event_store.append('order-1', 'Placed', '{"amount": 10}');
 SELECT * FROM event_store.append('order-1', 'Paid', '{"amount": 10}', expected_version => 1);
 SELECT * FROM event_store.append('order-2', 'Placed', 'null', expected_version => 0);

@@ -1,4 +1,4 @@
--- append_events() and append_streams(); uses raises() of stream_append
+-- append_events() and append_streams(); uses raises() of common_install
 SET client_min_messages = warning;
 DROP EXTENSION IF EXISTS event_store;
 CREATE EXTENSION event_store;

@@ -1,4 +1,4 @@
--- INSERT and COPY into the view; uses raises() of stream_append
+-- INSERT and COPY into the view; uses raises() of common_install
 SET client_min_messages = warning;
 DROP EXTENSION IF EXISTS event_store;
 CREATE EXTENSION event_store;

@@ -1,4 +1,4 @@
--- every read, against plain SQL as the oracle; uses raises() of stream_append
+-- every read, against plain SQL as the oracle; uses raises() of common_install
 SET client_min_messages = warning;
 DROP EXTENSION IF EXISTS event_store;
 CREATE EXTENSION event_store;

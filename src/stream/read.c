@@ -75,8 +75,7 @@ typedef struct NameBuffer
 	int64		id;				/* 0: none */
 	union
 	{
-		struct varlena text;
-		char		bytes[VARHDRSZ + MAX_NAME_BYTES];
+		char		bytes[VARHDRSZ + MAX_NAME_BYTES];	/* a text */
 		int64		aligned;
 	}			name;
 } NameBuffer;
