@@ -2,14 +2,15 @@
  * catalog.c
  *		The extension's own relations, looked up by name once and then cached.
  *
- * The cache is dropped when PostgreSQL says that one of the relations has
- * changed (DROP EXTENSION, a change of owner, VACUUM FULL …).  What other
+ * The cache is looked up anew when PostgreSQL says that one of the relations
+ * has changed (DROP EXTENSION, a change of owner, VACUUM …).  What other
  * modules derive from it carries the generation it was made under, and is
  * void under another one.
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/relation.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
@@ -26,27 +27,82 @@
 static Store store;
 static bool store_valid = false;
 static uint64 generation = 0;
+static uint64 messages = 0;		/* from the relation cache, so far */
 
 static const char *const name_table_names[NAME_KINDS] = {
 	"category", "event_type", "source"
 };
 
 /*
- * Not for event_store.event: a new segment invalidates its relcache entry, but
- * changes nothing that is cached here.
+ * Any message voids the store: looking it up anew is cheap, and most often
+ * finds the same, which keeps the generation, and so the other caches.
  */
 static void
 relcache_callback(Datum arg, Oid relid)
 {
+	messages++;
 	if (!store_valid)
 		return;
-	if (relid == InvalidOid || relid == store.stream ||
+	if (relid == InvalidOid || relid == store.event || relid == store.stream ||
 		relid == store.counter || relid == store.events_view ||
-		relid == store.segment_content || relid == store.settings)
+		relid == store.segment_content || relid == store.settings ||
+		relid == store.append_result_rel || relid == store.recorded_event_rel)
 		store_valid = false;
 	for (int i = 0; i < NAME_KINDS && store_valid; i++)
 		if (relid == store.names[i].table)
 			store_valid = false;
+}
+
+/* ----------------------------------------------------------------
+ * Shapes: the columns that the C code relies on.  The owner of the store may
+ * alter its tables; what does not fit is refused before it is read wrongly.
+ * ----------------------------------------------------------------
+ */
+
+#define SHAPE_MAX	15
+
+static const Oid shapes[][SHAPE_MAX] = {
+	[SHAPE_EVENT] = {INT8OID, INT8OID, TIMESTAMPTZOID, INT4OID, INT4OID, INT4OID,
+		INT4OID, UUIDOID, TIMESTAMPTZOID, INT4OID, UUIDOID, TEXTOID, JSONBOID, JSONBOID},
+	[SHAPE_STREAM] = {INT8OID, INT4OID, TIMESTAMPTZOID, TEXTOID, INT8ARRAYOID},
+	[SHAPE_CONTENT] = {INT4OID, INT4OID, INT8OID},
+	[SHAPE_NAME] = {INT4OID, TEXTOID},
+	[SHAPE_COUNTER] = {INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, LSNOID},
+	[SHAPE_VIEW] = {INT8OID, TEXTOID, INT4OID, TEXTOID, INT4OID, UUIDOID, TIMESTAMPTZOID,
+		TIMESTAMPTZOID, TEXTOID, TEXTOID, UUIDOID, JSONBOID, JSONBOID, TEXTOID},
+	[SHAPE_APPEND_RESULT] = {TEXTOID, INT4OID, INT4OID, INT8OID, INT8OID, BOOLOID},
+	[SHAPE_RECORDED_EVENT] = {INT8OID, TEXTOID, INT4OID, TEXTOID, INT4OID, UUIDOID,
+		TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TEXTOID, UUIDOID, JSONBOID, JSONBOID},
+};
+
+bool
+catalog_has_shape(TupleDesc desc, CatalogShape shape)
+{
+	int			natts = 0;
+
+	while (natts < SHAPE_MAX && OidIsValid(shapes[shape][natts]))
+		natts++;
+	if (desc->natts != natts)
+		return false;
+	for (int i = 0; i < natts; i++)
+		if (TupleDescAttr(desc, i)->atttypid != shapes[shape][i] ||
+			TupleDescAttr(desc, i)->attisdropped)
+			return false;
+	return true;
+}
+
+static void
+check_shape(Oid relid, CatalogShape shape)
+{
+	Relation	rel = relation_open(relid, AccessShareLock);
+
+	if (!catalog_has_shape(RelationGetDescr(rel), shape))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_STORE_DAMAGED),
+				 errmsg("the columns of \"event_store.%s\" are not as the extension made them",
+						RelationGetRelationName(rel)),
+				 errhint("Undo what was altered.")));
+	relation_close(rel, AccessShareLock);
 }
 
 static Oid
@@ -100,12 +156,9 @@ catalog_store_exists(void)
 		OidIsValid(get_relname_relid("position_counter", schema));
 }
 
-const Store *
-catalog_store(void)
+static void
+look_up_store(void)
 {
-	if (likely(store_valid))
-		return &store;
-
 	memset(&store, 0, sizeof(store));
 	store.schema = get_namespace_oid("event_store", true);
 	if (!OidIsValid(store.schema))
@@ -126,6 +179,15 @@ catalog_store(void)
 	store.settings = relation_or_error("store");
 	store.append_result = type_or_error("append_result");
 	store.recorded_event = type_or_error("recorded_event");
+	store.append_result_rel = relation_or_error("append_result");
+	store.recorded_event_rel = relation_or_error("recorded_event");
+	check_shape(store.event, SHAPE_EVENT);
+	check_shape(store.events_view, SHAPE_VIEW);
+	check_shape(store.stream, SHAPE_STREAM);
+	check_shape(store.segment_content, SHAPE_CONTENT);
+	check_shape(store.counter, SHAPE_COUNTER);
+	check_shape(store.append_result_rel, SHAPE_APPEND_RESULT);
+	check_shape(store.recorded_event_rel, SHAPE_RECORDED_EVENT);
 	for (int i = 0; i < NAME_KINDS; i++)
 	{
 		const char *name = name_table_names[i];
@@ -135,9 +197,25 @@ catalog_store(void)
 		store.names[i].name_index =
 			relation_or_error(psprintf("%s_name_key", name));
 		store.names[i].id_sequence = relation_or_error(psprintf("%s_id", name));
+		check_shape(store.names[i].table, SHAPE_NAME);
 	}
-	store.generation = ++generation;
-	store_valid = true;
+}
+
+const Store *
+catalog_store(void)
+{
+	while (unlikely(!store_valid))
+	{
+		Store		before = store;
+		uint64		seen = messages;
+
+		look_up_store();
+		store.generation = before.generation;
+		if (memcmp(&store, &before, sizeof(Store)) != 0)
+			store.generation = ++generation;
+		/* a message that came in meanwhile asks for one more round */
+		store_valid = seen == messages;
+	}
 	return &store;
 }
 

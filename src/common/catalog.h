@@ -8,6 +8,8 @@
 
 #include "postgres.h"
 
+#include "access/tupdesc.h"
+
 /* columns of event_store.event, and of its segments */
 enum
 {
@@ -112,10 +114,26 @@ typedef struct Store
 	Oid			settings;
 	Oid			append_result;	/* the type */
 	Oid			recorded_event; /* the type */
+	Oid			append_result_rel;	/* and what has its columns */
+	Oid			recorded_event_rel;
 	NameTable	names[NAME_KINDS];
 	uint64		generation;		/* another value: everything cached is void */
 } Store;
 
+/* the relations whose columns the C code relies on */
+typedef enum CatalogShape
+{
+	SHAPE_EVENT,
+	SHAPE_STREAM,
+	SHAPE_CONTENT,
+	SHAPE_NAME,
+	SHAPE_COUNTER,
+	SHAPE_VIEW,
+	SHAPE_APPEND_RESULT,
+	SHAPE_RECORDED_EVENT
+} CatalogShape;
+
+extern bool catalog_has_shape(TupleDesc desc, CatalogShape shape);
 extern const Store *catalog_store(void);
 extern bool catalog_store_exists(void);
 extern Oid	catalog_owner(const Store *store);

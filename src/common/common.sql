@@ -11,11 +11,12 @@ ALTER SCHEMA event_store OWNER TO @extowner@;
 COMMENT ON SCHEMA event_store IS 'append-only event streams in one global order: see append(), read_stream(), read_all() and the view events';
 
 CREATE TABLE event_store.store (
+	id				int PRIMARY KEY DEFAULT 1 CHECK (id = 1),
 	segment_size	bigint NOT NULL CHECK (segment_size BETWEEN 16 AND 1000000000000)
 );
-CREATE UNIQUE INDEX store_one_row ON event_store.store ((true));
 ALTER TABLE event_store.store OWNER TO @extowner@;
 COMMENT ON TABLE event_store.store IS 'settings of the store: one row, or none while every setting has its default';
+COMMENT ON COLUMN event_store.store.id IS 'always 1: there is one row at the most';
 COMMENT ON COLUMN event_store.store.segment_size IS 'positions in each segment made from now on (default 1,000,000)';
 
 CREATE SEQUENCE event_store.category_id AS int;

@@ -21,9 +21,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
-#include "access/table.h"
 #include "access/xact.h"
-#include "catalog/indexing.h"
 #include "commands/sequence.h"
 #include "common/hashfn.h"
 #include "miscadmin.h"
@@ -270,18 +268,12 @@ lookup_name(const NameTable *table, Datum name, Snapshot snapshot,
 static int32
 insert_name(const NameTable *table, Datum name)
 {
-	Relation	rel = table_open(table->table, RowExclusiveLock);
 	int64		id = nextval_internal(table->id_sequence, false);
 	Datum		values[2];
-	bool		nulls[2] = {false, false};
-	HeapTuple	tuple;
 
 	values[NAME_ATT_ID - 1] = Int32GetDatum((int32) id);
 	values[NAME_ATT_NAME - 1] = name;
-	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
-	CatalogTupleInsert(rel, tuple);
-	heap_freetuple(tuple);
-	table_close(rel, NoLock);
+	rows_insert_small(table->table, values);
 	CommandCounterIncrement();
 	return (int32) id;
 }
@@ -495,18 +487,12 @@ names_note_content(int32 category_id, int32 type_id, int64 segment)
 
 	if (!noted)
 	{
-		Relation	rel = table_open(store->segment_content, RowExclusiveLock);
 		Datum		values[SC_NATTS];
-		bool		nulls[SC_NATTS] = {false, false, false};
-		HeapTuple	tuple;
 
 		values[SC_CATEGORY_ID - 1] = Int32GetDatum(category_id);
 		values[SC_TYPE_ID - 1] = Int32GetDatum(type_id);
 		values[SC_SEGMENT - 1] = Int64GetDatum(segment);
-		tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
-		CatalogTupleInsert(rel, tuple);
-		heap_freetuple(tuple);
-		table_close(rel, NoLock);
+		rows_insert_small(store->segment_content, values);
 		own = true;
 	}
 

@@ -26,6 +26,7 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "catalog/index.h"
+#include "catalog/indexing.h"
 #include "catalog/pg_am_d.h"
 #include "catalog/pg_collation_d.h"
 #include "catalog/pg_type_d.h"
@@ -67,23 +68,31 @@ typedef struct SegmentEntry
 } SegmentEntry;
 
 static HTAB *segments = NULL;
+static uint64 messages = 0;		/* from the relation cache, so far */
 
 /* ----------------------------------------------------------------
  * Probes
  * ----------------------------------------------------------------
  */
 
-void
-probe_open(Probe *probe, Oid heap, Oid index, LOCKMODE lock,
-		   Snapshot snapshot, ScanKey keys, int nkeys)
+static void
+begin_probe(Probe *probe, Relation heap, Oid index, LOCKMODE lock,
+			Snapshot snapshot, ScanKey keys, int nkeys)
 {
-	probe->heap = table_open(heap, lock);
+	probe->heap = heap;
 	probe->index = index_open(index, lock);
 	probe->lock = lock;
 	probe->snapshot = snapshot;
 	probe->slot = table_slot_create(probe->heap, NULL);
 	probe->scan = compat_index_beginscan(probe->heap, probe->index, snapshot, nkeys);
 	index_rescan(probe->scan, keys, nkeys, NULL, 0);
+}
+
+void
+probe_open(Probe *probe, Oid heap, Oid index, LOCKMODE lock,
+		   Snapshot snapshot, ScanKey keys, int nkeys)
+{
+	begin_probe(probe, table_open(heap, lock), index, lock, snapshot, keys, nkeys);
 }
 
 /* Another range of the same index. */
@@ -219,6 +228,7 @@ relcache_callback(Datum arg, Oid relid)
 {
 	SegmentEntry *entry;
 
+	messages++;
 	if (segments == NULL)
 		return;
 	if (relid != InvalidOid)
@@ -297,7 +307,8 @@ check_segment(Relation segment)
 				 errmsg("segment \"%s\" has a CHECK constraint or generated column, which appends do not compute",
 						RelationGetRelationName(segment)),
 				 errhint("Drop it.")));
-	if (RelationGetDescr(segment)->natts != EV_NATTS ||
+	if (!catalog_has_shape(RelationGetDescr(segment), SHAPE_EVENT) ||
+		segment->rd_rel->relam != HEAP_TABLE_AM_OID ||
 		segment->rd_rel->relrowsecurity)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_STORE_DAMAGED),
@@ -305,36 +316,20 @@ check_segment(Relation segment)
 						RelationGetRelationName(segment))));
 }
 
-/* The segment is open and locked. */
-static SegmentEntry *
-segment_entry(Relation segment)
+/* Reads the indexes of a segment into a new context, which it returns. */
+static MemoryContext
+read_indexes(Relation segment, SegmentEntry *entry)
 {
-	Oid			relid = RelationGetRelid(segment);
-	SegmentEntry *entry = hash_search(segments, &relid, HASH_FIND, NULL);
-	List	   *indexes;
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "event_store segment",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext saved = MemoryContextSwitchTo(context);
+	List	   *indexes = RelationGetIndexList(segment);
 	ListCell   *cell;
-	bool		found;
 
-	if (likely(entry != NULL && entry->valid))
-		return entry;
-
-	check_segment(segment);
-	indexes = RelationGetIndexList(segment);
-	entry = hash_search(segments, &relid, HASH_ENTER, &found);
-	if (!found)
-		entry->context = NULL;
-	if (entry->context != NULL)
-		MemoryContextReset(entry->context);
-	else
-		entry->context = AllocSetContextCreate(CacheMemoryContext,
-											   "event_store segment",
-											   ALLOCSET_SMALL_SIZES);
 	memset(entry->by_role, 0, sizeof(entry->by_role));
 	entry->nindexes = 0;
-	entry->indexes = MemoryContextAllocZero(entry->context,
-											sizeof(IndexEntry) * Max(list_length(indexes), 1));
-	/* what comes in while the indexes are opened makes it void again */
-	entry->valid = true;
+	entry->indexes = palloc0(sizeof(IndexEntry) * Max(list_length(indexes), 1));
 	foreach(cell, indexes)
 	{
 		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
@@ -343,7 +338,6 @@ segment_entry(Relation segment)
 		if (index->rd_index->indisready)
 		{
 			IndexEntry *it = &entry->indexes[entry->nindexes++];
-			MemoryContext saved = MemoryContextSwitchTo(entry->context);
 
 			it->oid = RelationGetRelid(index);
 			it->info = BuildIndexInfo(index);
@@ -353,35 +347,66 @@ segment_entry(Relation segment)
 				it->info->ii_ExclusionOps == NULL &&
 				index->rd_rel->relam == BTREE_AM_OID &&
 				index->rd_index->indimmediate;
-			MemoryContextSwitchTo(saved);
 		}
 		if (role >= 0)
 			entry->by_role[role] = RelationGetRelid(index);
 		index_close(index, AccessShareLock);
 	}
 	list_free(indexes);
+	MemoryContextSwitchTo(saved);
+	return context;
+}
+
+/* The segment is open and locked. */
+static SegmentEntry *
+segment_entry(Relation segment)
+{
+	Oid			relid = RelationGetRelid(segment);
+	SegmentEntry *entry = hash_search(segments, &relid, HASH_FIND, NULL);
+
+	while (unlikely(entry == NULL || !entry->valid))
+	{
+		SegmentEntry fresh;
+		uint64		seen = messages;
+		bool		found;
+
+		check_segment(segment);
+		fresh.context = read_indexes(segment, &fresh);
+
+		/* nothing failed up to here: the new one takes the old one's place */
+		entry = hash_search(segments, &relid, HASH_ENTER, &found);
+		if (found && entry->context != NULL)
+			MemoryContextDelete(entry->context);
+		MemoryContextSetParent(fresh.context, CacheMemoryContext);
+		entry->context = fresh.context;
+		entry->nindexes = fresh.nindexes;
+		entry->indexes = fresh.indexes;
+		memcpy(entry->by_role, fresh.by_role, sizeof(entry->by_role));
+		/* a message that came in meanwhile asks for one more round */
+		entry->valid = seen == messages;
+	}
 	return entry;
 }
 
-/* The index of a segment that one of the extension's reads goes by. */
-Oid
-rows_segment_index(Oid segment, SegmentIndex which)
+/*
+ * Opens a range of one of the extension's indexes on a segment.  First the
+ * segment is locked, which takes in what is new about it, and then its index
+ * looked up.
+ */
+void
+probe_open_segment(Probe *probe, Oid segment, SegmentIndex which, LOCKMODE lock,
+				   Snapshot snapshot, ScanKey keys, int nkeys)
 {
-	SegmentEntry *entry = hash_search(segments, &segment, HASH_FIND, NULL);
+	Relation	heap = table_open(segment, lock);
+	Oid			index = segment_entry(heap)->by_role[which];
 
-	if (unlikely(entry == NULL || !entry->valid))
-	{
-		Relation	rel = table_open(segment, AccessShareLock);
-
-		entry = segment_entry(rel);
-		table_close(rel, AccessShareLock);
-	}
-	if (!OidIsValid(entry->by_role[which]))
+	if (!OidIsValid(index))
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_STORE_DAMAGED),
-				 errmsg("segment with oid %u lacks an index of the extension", segment),
+				 errmsg("segment \"%s\" lacks an index of the extension",
+						RelationGetRelationName(heap)),
 				 errhint("Compare its indexes with those of another segment, and create the one that is missing.")));
-	return entry->by_role[which];
+	begin_probe(probe, heap, index, lock, snapshot, keys, nkeys);
 }
 
 /* ----------------------------------------------------------------
@@ -498,6 +523,77 @@ rows_insert_events(Oid segment_oid, HeapTuple *tuples, int ntuples)
 	for (int i = 0; i < nslots; i++)
 		ExecDropSingleTupleTableSlot(slots[i]);
 	table_close(segment, NoLock);
+}
+
+/* ----------------------------------------------------------------
+ * Writing rows of the small tables
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * Opens one of the extension's small tables for rows_insert() and
+ * rows_update().  They are written by PostgreSQL's routines for catalogs, which
+ * know neither expressions nor predicates of indexes, nor triggers or checks.
+ */
+CatalogIndexState
+rows_open_small(Oid relid, Relation *rel)
+{
+	CatalogIndexState indexes;
+	TriggerDesc *triggers;
+	TupleConstr *constr;
+
+	*rel = table_open(relid, RowExclusiveLock);
+	indexes = CatalogOpenIndexes(*rel);
+	for (int i = 0; i < indexes->ri_NumIndices; i++)
+	{
+		IndexInfo  *info = indexes->ri_IndexRelationInfo[i];
+
+		if (info->ii_Expressions != NIL || info->ii_Predicate != NIL ||
+			info->ii_ExclusionOps != NULL ||
+			!indexes->ri_IndexRelationDescs[i]->rd_index->indimmediate)
+			ereport(ERROR,
+					(errcode(ERRCODE_VE_STORE_DAMAGED),
+					 errmsg("index \"%s\" has an expression, a predicate or a constraint that \"event_store.%s\" does not support",
+							RelationGetRelationName(indexes->ri_IndexRelationDescs[i]),
+							RelationGetRelationName(*rel)),
+					 errhint("Drop the index.")));
+	}
+	triggers = (*rel)->trigdesc;
+	constr = RelationGetDescr(*rel)->constr;
+	if ((triggers != NULL &&
+		 (triggers->trig_insert_before_row || triggers->trig_insert_after_row ||
+		  triggers->trig_insert_before_statement ||
+		  triggers->trig_insert_after_statement)) ||
+		(constr != NULL && (constr->num_check > 0 || constr->has_generated_stored)) ||
+		(*rel)->rd_rel->relrowsecurity)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_STORE_DAMAGED),
+				 errmsg("\"event_store.%s\" has a trigger for INSERT, a CHECK constraint, a generated column or row security, which appends do not obey",
+						RelationGetRelationName(*rel)),
+				 errhint("Drop it.")));
+	return indexes;
+}
+
+void
+rows_close_small(Relation rel, CatalogIndexState indexes)
+{
+	CatalogCloseIndexes(indexes);
+	table_close(rel, NoLock);
+}
+
+/* One row. */
+void
+rows_insert_small(Oid relid, Datum *values)
+{
+	Relation	rel;
+	CatalogIndexState indexes = rows_open_small(relid, &rel);
+	bool	   *nulls = palloc0(sizeof(bool) * RelationGetDescr(rel)->natts);
+	HeapTuple	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+
+	CatalogTupleInsertWithInfo(rel, tuple, indexes);
+	heap_freetuple(tuple);
+	pfree(nulls);
+	rows_close_small(rel, indexes);
 }
 
 void

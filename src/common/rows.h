@@ -7,6 +7,7 @@
 
 #include "access/genam.h"
 #include "access/skey.h"
+#include "catalog/indexing.h"
 #include "executor/tuptable.h"
 #include "utils/rel.h"
 #include "utils/snapshot.h"
@@ -47,8 +48,13 @@ extern void key_int32(ScanKey key, int attno, int strategy, int32 value);
 extern void key_text(ScanKey key, int attno, int strategy, Datum value);
 extern void key_uuid(ScanKey key, int attno, Datum value);
 
-extern Oid	rows_segment_index(Oid segment, SegmentIndex which);
+extern void probe_open_segment(Probe *probe, Oid segment, SegmentIndex which,
+							   LOCKMODE lock, Snapshot snapshot,
+							   ScanKey keys, int nkeys);
 extern void rows_insert_events(Oid segment, HeapTuple *tuples, int ntuples);
+extern CatalogIndexState rows_open_small(Oid relid, Relation *rel);
+extern void rows_close_small(Relation rel, CatalogIndexState indexes);
+extern void rows_insert_small(Oid relid, Datum *values);
 extern void rows_init(void);
 
 #endif

@@ -11,12 +11,18 @@
  * - A draw locks the row's page exclusively, moves last_position on by the
  *	 whole batch, and is done: positions of one call are contiguous.
  *
- * - Only when last_position passes logged_position, or when the page was last
- *	 logged before the latest checkpoint's redo pointer, the page is written to
- *	 the WAL, with last_position set RESERVE ahead; after that the page in
- *	 memory gets the exact value back.  So after a crash the counter stands at
- *	 or beyond every position that a flushed record can know of: a transaction
- *	 that used the position has its commit record behind this one.
+ * - Only when last_position passes logged_position, or when the page's last
+ *	 record is not ours, or is older than the latest checkpoint's redo pointer,
+ *	 the page is written to the WAL, with last_position set RESERVE ahead; after
+ *	 that the page in memory gets the exact value back.  So after a crash the
+ *	 counter stands at or beyond every position that a flushed record can know
+ *	 of: a transaction that used the position has its commit record behind this
+ *	 one.
+ *
+ * - Somebody else's record of the page (a full image for a hint bit, a rewrite
+ *	 by VACUUM FULL) has the exact value, and so undoes the reserve.  The row
+ *	 keeps the LSN of our own last record: when the page has another one, the
+ *	 next draw writes a record of its own before it is used.
  *
  * - The record is always a full image (some 150 bytes, the page has one row):
  *	 a delta against a page that was changed without WAL would be wrong.
@@ -38,6 +44,7 @@
 #include "commands/trigger.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "port/atomics.h"
 #include "storage/bufmgr.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
@@ -55,7 +62,7 @@ PG_FUNCTION_INFO_V1(event_store_publish_settled_position);
 /* how often a draw publishes the settled mark, at most */
 #define PUBLISH_INTERVAL	USECS_PER_SEC
 
-/* the row as it stands on the page: five columns of eight bytes, none NULL */
+/* the row as it stands on the page: six columns of eight bytes, none NULL */
 typedef struct CounterRow
 {
 	int64		last_position;
@@ -63,6 +70,7 @@ typedef struct CounterRow
 	int64		settled_position;
 	TimestampTz recorded_at;
 	TimestampTz settled_at;
+	XLogRecPtr	logged_lsn;
 } CounterRow;
 
 /* the opened counter */
@@ -73,10 +81,15 @@ typedef struct Counter
 	CounterRow *row;			/* on the page */
 } Counter;
 
+/*
+ * The row on the page: of several, which only a restore with disabled triggers
+ * can bring about, the one that is furthest.
+ */
 static CounterRow *
 find_row(Page page)
 {
 	OffsetNumber max = PageGetMaxOffsetNumber(page);
+	CounterRow *found = NULL;
 
 	for (OffsetNumber off = FirstOffsetNumber; off <= max; off++)
 	{
@@ -86,15 +99,18 @@ find_row(Page page)
 			ItemIdGetLength(id) >= MAXALIGN(SizeofHeapTupleHeader) + sizeof(CounterRow))
 		{
 			HeapTupleHeader tuple = (HeapTupleHeader) PageGetItem(page, id);
+			CounterRow *row = (CounterRow *) ((char *) tuple + tuple->t_hoff);
 
-			return (CounterRow *) ((char *) tuple + tuple->t_hoff);
+			if (found == NULL || row->last_position > found->last_position)
+				found = row;
 		}
 	}
-	ereport(ERROR,
-			(errcode(ERRCODE_VE_STORE_DAMAGED),
-			 errmsg("event_store.position_counter has lost its row"),
-			 errhint("Restore the store from a backup.")));
-	return NULL;				/* not reached */
+	if (found == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_STORE_DAMAGED),
+				 errmsg("event_store.position_counter has lost its row"),
+				 errhint("Restore the store from a backup.")));
+	return found;
 }
 
 static Counter
@@ -104,7 +120,8 @@ open_counter(LOCKMODE relation_lock, int buffer_lock)
 
 	counter.rel = table_open(catalog_store()->counter, relation_lock);
 	counter.buffer = ReadBuffer(counter.rel, 0);
-	LockBuffer(counter.buffer, buffer_lock);
+	if (buffer_lock != BUFFER_LOCK_UNLOCK)
+		LockBuffer(counter.buffer, buffer_lock);
 	counter.row = find_row(BufferGetPage(counter.buffer));
 	return counter;
 }
@@ -133,12 +150,13 @@ log_row(Counter *counter, CounterRow *row)
 	GenericXLogState *state = GenericXLogStart(counter->rel);
 	Page		image = GenericXLogRegisterBuffer(state, counter->buffer,
 												  GENERIC_XLOG_FULL_IMAGE);
-	CounterRow *logged = find_row(image);
+	CounterRow *logged = (CounterRow *) (image + ((char *) counter->row -
+												  (char *) BufferGetPage(counter->buffer)));
 
 	row->logged_position = row->last_position + RESERVE;
 	*logged = *row;
 	logged->last_position = row->logged_position;
-	GenericXLogFinish(state);
+	row->logged_lsn = GenericXLogFinish(state);
 	/* the page's lock is still ours: nobody saw the value of the image */
 	*counter->row = *row;
 }
@@ -159,7 +177,8 @@ counter_published_mark(void)
 
 /*
  * Draws count positions in one block; returns the first, and the time at which
- * they were drawn.  The caller has announced itself (settled_announce()).
+ * they were drawn.  Announces the transaction before its first draw, with a
+ * bound that is read before; it may be behind already, which is as good.
  */
 int64
 counter_draw(int64 count, TimestampTz *recorded_at)
@@ -169,6 +188,7 @@ counter_draw(int64 count, TimestampTz *recorded_at)
 	CounterRow	row;
 	int64		first;
 	int64		mark = 0;
+	XLogRecPtr	page_lsn;
 	TimestampTz now = GetCurrentTimestamp();
 
 	Assert(count > 0);
@@ -188,8 +208,23 @@ counter_draw(int64 count, TimestampTz *recorded_at)
 		}
 	}
 
-	counter = open_counter(RowExclusiveLock, BUFFER_LOCK_EXCLUSIVE);
+	counter = open_counter(RowExclusiveLock, BUFFER_LOCK_UNLOCK);
+	if (settled_own_bound() == 0)
+	{
+		int64		last_position;
+
+#ifdef PG_HAVE_8BYTE_SINGLE_COPY_ATOMICITY
+		last_position = *(volatile int64 *) &counter.row->last_position;
+#else
+		LockBuffer(counter.buffer, BUFFER_LOCK_SHARE);
+		last_position = counter.row->last_position;
+		LockBuffer(counter.buffer, BUFFER_LOCK_UNLOCK);
+#endif
+		settled_announce(last_position);
+	}
+	LockBuffer(counter.buffer, BUFFER_LOCK_EXCLUSIVE);
 	row = *counter.row;
+	page_lsn = PageGetLSN(BufferGetPage(counter.buffer));
 	if (count > PG_INT64_MAX - RESERVE - row.last_position)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
@@ -203,7 +238,7 @@ counter_draw(int64 count, TimestampTz *recorded_at)
 		row.settled_at = now;
 
 	if (row.last_position > row.logged_position || mark > 0 ||
-		PageGetLSN(BufferGetPage(counter.buffer)) <= GetRedoRecPtr())
+		page_lsn != row.logged_lsn || page_lsn <= GetRedoRecPtr())
 		log_row(&counter, &row);
 	else
 	{

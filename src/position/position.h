@@ -21,7 +21,7 @@ extern int64 counter_published_mark(void);
 extern int64 counter_publish(int64 mark);
 
 /* settled.c */
-extern void settled_announce(void);
+extern void settled_announce(int64 last_position);
 extern int64 settled_mark(void);
 extern int64 settled_own_bound(void);
 extern void position_init(void);
@@ -34,6 +34,7 @@ typedef struct Segment
 	int64		end;			/* first position after it */
 } Segment;
 
+extern void segment_refresh(void);
 extern int	segment_count(void);
 extern Segment segment_at(int index);
 extern int	segment_index_for(int64 position);

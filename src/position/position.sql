@@ -9,9 +9,10 @@ CREATE TABLE event_store.position_counter (
 	logged_position		bigint NOT NULL,
 	settled_position	bigint NOT NULL,
 	recorded_at			timestamptz NOT NULL,
-	settled_at			timestamptz NOT NULL
+	settled_at			timestamptz NOT NULL,
+	logged_lsn			pg_lsn NOT NULL
 );
-INSERT INTO event_store.position_counter VALUES (0, 0, 0, '-infinity', '-infinity');
+INSERT INTO event_store.position_counter VALUES (0, 0, 0, '-infinity', '-infinity', '0/0');
 ALTER TABLE event_store.position_counter OWNER TO @extowner@;
 COMMENT ON TABLE event_store.position_counter IS 'the counter that positions are drawn from: one row, changed in place by the extension alone; a row inserted (by a restore) moves it ahead and is not kept';
 COMMENT ON COLUMN event_store.position_counter.last_position IS 'the last position drawn';
@@ -19,6 +20,7 @@ COMMENT ON COLUMN event_store.position_counter.logged_position IS 'the position 
 COMMENT ON COLUMN event_store.position_counter.settled_position IS 'a settled mark, published for standbys';
 COMMENT ON COLUMN event_store.position_counter.recorded_at IS 'the latest recorded_at given to an event: the next is never earlier';
 COMMENT ON COLUMN event_store.position_counter.settled_at IS 'when settled_position was published';
+COMMENT ON COLUMN event_store.position_counter.logged_lsn IS 'end of the counter''s own last record in the write-ahead log';
 SELECT pg_extension_config_dump('event_store.position_counter', 'WHERE last_position > 0');
 
 CREATE FUNCTION event_store.advance_position_counter() RETURNS trigger
@@ -66,7 +68,7 @@ COMMENT ON TABLE event_store.event IS 'all events, partitioned by range of posit
 COMMENT ON COLUMN event_store.event.position IS 'place in the whole store: strictly increasing, with holes';
 COMMENT ON COLUMN event_store.event.stream_id IS 'the stream: event_store.stream.id';
 COMMENT ON COLUMN event_store.event.recorded_at IS 'the clock at the append; never decreases with position';
-COMMENT ON COLUMN event_store.event.version IS 'place in the stream: 1, 2, 3 … without holes';
+COMMENT ON COLUMN event_store.event.version IS 'place in the stream: 1, 2, 3 ... without holes';
 COMMENT ON COLUMN event_store.event.category_id IS 'the stream''s category: event_store.category.id';
 COMMENT ON COLUMN event_store.event.type_id IS 'the event''s type: event_store.event_type.id';
 COMMENT ON COLUMN event_store.event.schema_version IS 'version of the schema that data follows';
@@ -107,19 +109,19 @@ ALTER TABLE event_store.segment_content ENABLE ALWAYS TRIGGER refuse_change;
 CREATE FUNCTION event_store.last_position() RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'event_store_last_position';
 COMMENT ON FUNCTION event_store.last_position() IS
-'last_position() → bigint: the last position that was drawn, 0 in an empty store. Events up to there may still be in flight: a reader that keeps a cursor asks settled_position(), or reads by read_all() or read_category(), which never pass the settled mark.';
+'last_position() -> bigint: the last position that was drawn, 0 in an empty store; after a crash, and on a standby, up to 128 more than was given out. Events up to there may still be in flight: a reader that keeps a cursor asks settled_position(), or reads by read_all() or read_category(), which never pass the settled mark.';
 
 CREATE FUNCTION event_store.settled_position() RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'event_store_settled_position';
 COMMENT ON FUNCTION event_store.settled_position() IS
-'settled_position() → bigint: the settled mark, the position up to which nothing can appear any more. Who reads up to it by plain SQL asks for it in a statement of its own, before the statement that reads, in READ COMMITTED: a snapshot older than the mark may miss events below it. read_all() and read_category() do this by themselves, in any isolation level. Only transactions that have appended and have not ended, prepared ones too, hold the mark back. On a standby: the mark that the primary published last.';
+'settled_position() -> bigint: the settled mark, the position up to which nothing can appear any more. Who reads up to it by plain SQL asks for it in a statement of its own, before the statement that reads, in READ COMMITTED: a snapshot older than the mark may miss events below it. read_all() and read_category() do this by themselves, in any isolation level. Only transactions that have appended and have not ended, prepared ones too, hold the mark back. On a standby: the mark that the primary published last.';
 
 CREATE FUNCTION event_store.publish_settled_position() RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_publish_settled_position';
 REVOKE ALL ON FUNCTION event_store.publish_settled_position() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION event_store.publish_settled_position() TO @extowner@ WITH GRANT OPTION;
 COMMENT ON FUNCTION event_store.publish_settled_position() IS
-'publish_settled_position() → bigint: writes the settled mark where standbys read it, and returns it. Appends do so by themselves about once a second; call it on a schedule if readers on a standby shall see the last events before a pause at once, although positions below them were rolled back.';
+'publish_settled_position() -> bigint: writes the settled mark where standbys read it, and returns it. Appends do so by themselves about once a second; call it on a schedule if readers on a standby shall see the last events before a pause at once, although positions below them were rolled back.';
 
 CREATE FUNCTION event_store.set_segment_size(positions bigint) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_set_segment_size';
@@ -133,10 +135,10 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_prepare_s
 REVOKE ALL ON FUNCTION event_store.prepare_segments(int) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION event_store.prepare_segments(int) TO @extowner@ WITH GRANT OPTION;
 COMMENT ON FUNCTION event_store.prepare_segments(int) IS
-'prepare_segments(ahead = 2) → int: makes segments until so many (0 to 1,000) stand ready beyond the one that the next event goes to; returns how many it made. Appends do so by themselves; a scheduled call takes even that off them. Raises VE002 out of bounds.';
+'prepare_segments(ahead = 2) -> int: makes segments until so many (0 to 1,000) stand ready beyond the one that the next event goes to; returns how many it made. Appends do so by themselves; a scheduled call takes even that off them. Raises VE002 out of bounds.';
 
 CREATE FUNCTION event_store.segments(OUT segment regclass, OUT first_position bigint, OUT last_position bigint)
 RETURNS SETOF record
 LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 10 AS 'MODULE_PATHNAME', 'event_store_segments';
 COMMENT ON FUNCTION event_store.segments() IS
-'segments() → setof (segment, first_position, last_position): the segments of the store in order of position, and the range of positions that each is for.';
+'segments() -> setof (segment, first_position, last_position): the segments of the store in order of position, and the range of positions that each is for.';

@@ -77,6 +77,7 @@ typedef struct WorkerOrder
 static Segment *map = NULL;
 static int	map_count = 0;
 static bool map_valid = false;
+static uint64 messages = 0;		/* about the map, so far */
 static uint64 map_generation = 0;
 static Oid	map_event = InvalidOid;
 static MemoryContext map_context = NULL;
@@ -90,7 +91,10 @@ static void
 relcache_callback(Datum arg, Oid relid)
 {
 	if (relid == InvalidOid || relid == map_event)
+	{
 		map_valid = false;
+		messages++;
+	}
 }
 
 static void
@@ -100,20 +104,18 @@ load_map(void)
 
 	while (!map_valid || map_generation != store->generation)
 	{
-		Relation	event = table_open(store->event, AccessShareLock);
+		Relation	event;
 		PartitionDesc desc;
+		Segment    *fresh;
+		uint64		seen;
 		int			count = 0;
 
-		/* a message that comes in from here on asks for one more round */
-		map_valid = true;
-		map_generation = store->generation;
 		map_event = store->event;
-		map_count = 0;
-		MemoryContextReset(map_context);
-
+		event = table_open(store->event, AccessShareLock);
+		seen = messages;
 		desc = RelationGetPartitionDesc(event, true);
-		map = MemoryContextAlloc(map_context,
-								 sizeof(Segment) * Max(desc->nparts, 1));
+		fresh = MemoryContextAlloc(map_context,
+								   sizeof(Segment) * Max(desc->nparts, 1));
 		if (desc->nparts > 0)
 		{
 			PartitionBoundInfo bounds = desc->boundinfo;
@@ -126,15 +128,34 @@ load_map(void)
 				if (bounds->kind[i - 1][0] != PARTITION_RANGE_DATUM_VALUE ||
 					bounds->kind[i][0] != PARTITION_RANGE_DATUM_VALUE)
 					continue;
-				map[count].relid = desc->oids[bounds->indexes[i]];
-				map[count].first = DatumGetInt64(bounds->datums[i - 1][0]);
-				map[count].end = DatumGetInt64(bounds->datums[i][0]);
+				fresh[count].relid = desc->oids[bounds->indexes[i]];
+				fresh[count].first = DatumGetInt64(bounds->datums[i - 1][0]);
+				fresh[count].end = DatumGetInt64(bounds->datums[i][0]);
 				count++;
 			}
 		}
-		map_count = count;
 		table_close(event, NoLock);
+
+		/* nothing failed up to here: the new one takes the old one's place */
+		if (map != NULL)
+			pfree(map);
+		map = fresh;
+		map_count = count;
+		map_generation = store->generation;
+		/* a message that came in meanwhile asks for one more round */
+		map_valid = seen == messages;
 	}
+}
+
+/*
+ * To be called once a snapshot is taken, or a lock obtained, by whose state the
+ * map is going to be used.  Where all locks are held already, nothing else would
+ * make PostgreSQL look for messages about new segments.
+ */
+void
+segment_refresh(void)
+{
+	AcceptInvalidationMessages();
 }
 
 int
@@ -314,6 +335,9 @@ make_segments(int64 from, int64 to, int ahead)
 	(void) set_config_option("client_min_messages", "warning",
 							 PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("default_table_access_method", "heap",
+							 PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
 	(void) set_config_option("default_tablespace", "",
 							 PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
@@ -464,6 +488,9 @@ segment_for_append(int64 position, int64 needed_to)
 
 	if (likely(find_segment(position, &segment)))
 		return segment;
+	segment_refresh();
+	if (find_segment(position, &segment))
+		return segment;
 
 	if (make_by_worker(position, needed_to, SEGMENTS_AHEAD) &&
 		find_segment(position, &segment))
@@ -549,7 +576,7 @@ event_store_set_segment_size(PG_FUNCTION_ARGS)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	if (SPI_execute_with_args("INSERT INTO event_store.store AS s (segment_size) VALUES ($1)"
-							  " ON CONFLICT ((true)) DO UPDATE SET segment_size = EXCLUDED.segment_size",
+							  " ON CONFLICT (id) DO UPDATE SET segment_size = EXCLUDED.segment_size",
 							  1, types, values, NULL, false, 0) < 0)
 		elog(ERROR, "could not write event_store.store");
 	SPI_finish();

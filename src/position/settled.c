@@ -30,18 +30,18 @@ PG_FUNCTION_INFO_V1(event_store_settled_position);
 /* the bound this top-level transaction holds, 0 for none */
 static int64 own_bound = 0;
 
-/* Makes it known that this transaction is going to draw positions. */
+/*
+ * Makes it known that this transaction is going to draw positions, all of them
+ * above a value that the counter had before.
+ */
 void
-settled_announce(void)
+settled_announce(int64 last_position)
 {
 	LOCKTAG		tag;
 	ResourceOwner saved_owner;
-	int64		bound;
+	int64		bound = last_position + 1;
 
-	if (own_bound != 0)
-		return;
-
-	bound = counter_read() + 1;
+	Assert(own_bound == 0);
 	locks_set_tag(&tag, LOCK_CLASS_BOUND, (uint64) bound);
 	saved_owner = CurrentResourceOwner;
 	PG_TRY();

@@ -8,7 +8,7 @@
  * 2. find out which events are there already, by id, and check the expected
  *	  versions;
  * 3. give numbers to names that have none;
- * 4. announce and draw the positions (src/position), in one block;
+ * 4. draw the positions (src/position), in one block;
  * 5. write the events (src/common/rows.c), then the streams' rows and notes.
  *
  * Positions are drawn under the stream's lock, so in a stream the order of
@@ -42,6 +42,7 @@
 
 #include "access/heapam.h"
 #include "access/htup_details.h"
+#include "access/multixact.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
@@ -110,15 +111,14 @@ read_stream_row(Probe *probe, StreamInput *stream)
 
 static void
 open_stream_probe(Probe *probe, const char *name, int len, LOCKMODE lock,
-				  Snapshot snapshot)
+				  Snapshot snapshot, ScanKey key)
 {
 	const Store *store = catalog_store();
-	ScanKeyData key;
 
-	key_text(&key, 1, BTEqualStrategyNumber,
+	key_text(key, 1, BTEqualStrategyNumber,
 			 PointerGetDatum(cstring_to_text_with_len(name, len)));
 	probe_open(probe, store->stream, store->stream_name_index, lock,
-			   snapshot, &key, 1);
+			   snapshot, key, 1);
 }
 
 /* Finds a stream's row by name, for readers. */
@@ -126,13 +126,14 @@ bool
 append_find_stream(const char *name, int len, Snapshot snapshot,
 				   StreamInput *found)
 {
+	ScanKeyData key;
 	Probe		probe;
 	bool		exists;
 
 	memset(found, 0, sizeof(StreamInput));
 	found->name = name;
 	found->len = len;
-	open_stream_probe(&probe, name, len, AccessShareLock, snapshot);
+	open_stream_probe(&probe, name, len, AccessShareLock, snapshot, &key);
 	exists = probe_next(&probe, ForwardScanDirection);
 	if (exists)
 		read_stream_row(&probe, found);
@@ -148,17 +149,51 @@ typedef enum RowOwner
 } RowOwner;
 
 /*
- * Who has the row that a dirty snapshot found?  *multi: several transactions
- * or subtransactions have locked or changed it; locking it tells who still has
- * it.
+ * Does a lock or change of this kind make its transaction the stream's owner?
+ * Weaker locks are those of foreign keys, and of readers by hand.
  */
+static bool
+is_owners_lock(MultiXactStatus status)
+{
+	return status != MultiXactStatusForKeyShare && status != MultiXactStatusForShare;
+}
+
+/* Who has a row that several transactions or subtransactions have locked? */
 static RowOwner
-row_owner(Probe *probe, TransactionId *xid, bool *multi)
+multixact_owner(HeapTupleHeader header, TransactionId *xid)
+{
+	MultiXactMember *members;
+	RowOwner	owner = ROW_FREE;
+	int			n;
+
+	n = GetMultiXactIdMembers(HeapTupleHeaderGetRawXmax(header), &members,
+							  HEAP_LOCKED_UPGRADED(header->t_infomask),
+							  HEAP_XMAX_IS_LOCKED_ONLY(header->t_infomask));
+	for (int i = 0; i < n; i++)
+	{
+		if (!is_owners_lock(members[i].status))
+			continue;
+		if (TransactionIdIsCurrentTransactionId(members[i].xid))
+			owner = ROW_OURS;
+		else if (TransactionIdIsInProgress(members[i].xid))
+		{
+			*xid = members[i].xid;
+			owner = ROW_OTHERS;
+			break;
+		}
+	}
+	if (n > 0)
+		pfree(members);
+	return owner;
+}
+
+/* Who has the row that a dirty snapshot found? */
+static RowOwner
+row_owner(Probe *probe, TransactionId *xid)
 {
 	HeapTuple	tuple = ExecFetchSlotHeapTuple(probe->slot, false, NULL);
 	HeapTupleHeader header = tuple->t_data;
 
-	*multi = false;
 	if (TransactionIdIsValid(probe->snapshot->xmin))
 	{
 		*xid = probe->snapshot->xmin;
@@ -175,12 +210,11 @@ row_owner(Probe *probe, TransactionId *xid, bool *multi)
 	if (header->t_infomask & HEAP_XMAX_INVALID)
 		return ROW_FREE;
 	if (header->t_infomask & HEAP_XMAX_IS_MULTI)
-	{
-		*multi = true;
-		return ROW_FREE;
-	}
+		return multixact_owner(header, xid);
 	/* an updater that has not ended would stand in the snapshot's xmax */
-	if (!HEAP_XMAX_IS_LOCKED_ONLY(header->t_infomask))
+	if (!HEAP_XMAX_IS_LOCKED_ONLY(header->t_infomask) ||
+		HEAP_XMAX_IS_KEYSHR_LOCKED(header->t_infomask) ||
+		HEAP_XMAX_IS_SHR_LOCKED(header->t_infomask))
 		return ROW_FREE;
 	*xid = HeapTupleHeaderGetRawXmax(header);
 	if (!TransactionIdIsValid(*xid))
@@ -207,16 +241,42 @@ static void insert_stream_row(CatalogIndexState indexes, Relation rel,
 							  StreamInput *stream);
 static void intern_category(StreamInput *stream);
 
-/*
- * Makes a stream the transaction's own, and reads its row, if there is one.
- */
 static void
-lock_stream(StreamInput *stream, int *kept)
+release_stream(StreamInput *stream)
 {
 	LOCKTAG		tag;
-	bool		exists;
-	RowOwner	owner;
-	LockAcquireResult acquired;
+
+	locks_set_tag(&tag, LOCK_CLASS_STREAM, stream->lock_key);
+	(void) LockRelease(&tag, ExclusiveLock, false);
+	stream->holds_lock = false;
+}
+
+/*
+ * Writes the row of a new stream now, with a position of its own for an id,
+ * that no event will have.
+ */
+static void
+make_stream_row(StreamInput *stream)
+{
+	Relation	rel;
+	CatalogIndexState indexes = rows_open_small(catalog_store()->stream, &rel);
+
+	intern_category(stream);
+	stream->id = counter_draw(1, &stream->created_at);
+	stream->segments = palloc(sizeof(int64) * 2);
+	insert_stream_row(indexes, rel, stream);
+	rows_close_small(rel, indexes);
+	CommandCounterIncrement();
+}
+
+/*
+ * Makes a stream the transaction's own, and reads its row, if there is one.
+ * *made counts the new streams whose lock is kept until their row is written.
+ */
+static void
+lock_stream(StreamInput *stream, int *made)
+{
+	LOCKTAG		tag;
 
 	locks_set_tag(&tag, LOCK_CLASS_STREAM, stream->lock_key);
 	for (;;)
@@ -224,68 +284,62 @@ lock_stream(StreamInput *stream, int *kept)
 		SnapshotData dirty;
 		Probe		probe;
 		TransactionId xid = InvalidTransactionId;
-		bool		multi = false;
+		RowOwner	owner;
+		LockAcquireResult acquired;
+		ScanKeyData key;
+		bool		exists;
 		bool		again = false;
 
 		acquired = LockAcquire(&tag, ExclusiveLock, false, false);
+		stream->holds_lock = true;
 		InitDirtySnapshot(dirty);
-		open_stream_probe(&probe, stream->name, stream->len, RowExclusiveLock, &dirty);
+		open_stream_probe(&probe, stream->name, stream->len, RowExclusiveLock, &dirty, &key);
 		exists = probe_next(&probe, ForwardScanDirection);
-		owner = exists ? row_owner(&probe, &xid, &multi) : ROW_FREE;
-		if (exists && owner != ROW_OTHERS)
+		if (!exists)
 		{
-			if (owner == ROW_FREE &&
-				(multi || (held_locks >= MAX_HELD &&
-						   acquired != LOCKACQUIRE_ALREADY_HELD)))
-			{
-				if (lock_row(&probe))
-					owner = ROW_OURS;
-				else
-					again = true;
-			}
-			if (!again)
-				read_stream_row(&probe, stream);
+			/*
+			 * Who had the row by R may have moved it, and ended, after the
+			 * index was read; with H held nobody else can, so look once more.
+			 */
+			probe_again(&probe, &key, 1);
+			exists = probe_next(&probe, ForwardScanDirection);
 		}
+		owner = exists ? row_owner(&probe, &xid) : ROW_FREE;
+		if (exists && owner == ROW_FREE && held_locks >= MAX_HELD &&
+			acquired != LOCKACQUIRE_ALREADY_HELD)
+		{
+			if (lock_row(&probe))
+				owner = ROW_OURS;
+			else
+				again = true;
+		}
+		if (exists && owner != ROW_OTHERS && !again)
+			read_stream_row(&probe, stream);
 		probe_close(&probe, true);
-		if (owner == ROW_OTHERS)
+
+		if (owner == ROW_OTHERS || again)
 		{
-			(void) LockRelease(&tag, ExclusiveLock, false);
-			XactLockTableWait(xid, NULL, NULL, XLTW_None);
+			release_stream(stream);
+			if (owner == ROW_OTHERS)
+				XactLockTableWait(xid, NULL, NULL, XLTW_None);
+			continue;
 		}
-		else if (again)
-			(void) LockRelease(&tag, ExclusiveLock, false);
-		else
-			break;
-	}
-
-	if (acquired == LOCKACQUIRE_ALREADY_HELD || owner == ROW_OURS)
-		(void) LockRelease(&tag, ExclusiveLock, false);
-	else if (!exists && *kept >= MAX_HELD)
-	{
-		/*
-		 * Too many new streams in one call for a lock each until their rows
-		 * are written: this one's is written now, with a position of its own
-		 * for an id, that no event will have.
-		 */
-		const Store *store = catalog_store();
-		Relation	rel = table_open(store->stream, RowExclusiveLock);
-		CatalogIndexState indexes = CatalogOpenIndexes(rel);
-
-		intern_category(stream);
-		settled_announce();
-		stream->id = counter_draw(1, &stream->created_at);
-		stream->segments = palloc(sizeof(int64) * 2);
-		insert_stream_row(indexes, rel, stream);
-		CatalogCloseIndexes(indexes);
-		table_close(rel, NoLock);
-		CommandCounterIncrement();
-		(void) LockRelease(&tag, ExclusiveLock, false);
-	}
-	else
-	{
-		(*kept)++;
-		if (exists)
+		if (acquired == LOCKACQUIRE_ALREADY_HELD || owner == ROW_OURS)
+			release_stream(stream);
+		else if (exists)
+		{
+			/* kept to the transaction's end */
 			held_locks++;
+			stream->holds_lock = false;
+		}
+		else if (*made < MAX_HELD)
+			(*made)++;
+		else
+		{
+			make_stream_row(stream);
+			release_stream(stream);
+		}
+		break;
 	}
 }
 
@@ -302,7 +356,7 @@ static void
 lock_streams(AppendBatch *append)
 {
 	StreamInput **sorted;
-	int			kept = 0;
+	int			made = 0;
 
 	for (int i = 0; i < append->nstreams; i++)
 	{
@@ -314,7 +368,7 @@ lock_streams(AppendBatch *append)
 	}
 	if (append->nstreams == 1)
 	{
-		lock_stream(&append->streams[0], &kept);
+		lock_stream(&append->streams[0], &made);
 		return;
 	}
 	sorted = palloc(sizeof(StreamInput *) * append->nstreams);
@@ -331,7 +385,7 @@ lock_streams(AppendBatch *append)
 						(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 						 errmsg("stream \"%s\" stands in the batch more than once",
 								pnstrdup(sorted[i]->name, sorted[i]->len))));
-		lock_stream(sorted[i], &kept);
+		lock_stream(sorted[i], &made);
 	}
 	pfree(sorted);
 }
@@ -356,9 +410,8 @@ read_version(StreamInput *stream)
 				 errmsg("the segment at position %lld of stream \"%s\" is missing",
 						(long long) latest, pnstrdup(stream->name, stream->len))));
 	key_int64(&key, 1, BTEqualStrategyNumber, stream->id);
-	probe_open(&probe, segment.relid,
-			   rows_segment_index(segment.relid, INDEX_STREAM),
-			   RowExclusiveLock, SnapshotSelf, &key, 1);
+	probe_open_segment(&probe, segment.relid, INDEX_STREAM,
+					   RowExclusiveLock, SnapshotSelf, &key, 1);
 	if (probe_next(&probe, BackwardScanDirection))
 		stream->version = probe_int32(&probe, EV_VERSION);
 	else
@@ -435,9 +488,8 @@ find_duplicate(const StreamInput *stream, EventInput *event)
 					 !id_range_may_hold(segment, &event->event_id, &mark))
 				continue;
 			key_uuid(&key, 1, UUIDPGetDatum(&event->event_id));
-			probe_open(&probe, segment.relid,
-					   rows_segment_index(segment.relid, INDEX_EVENT_ID),
-					   RowExclusiveLock, SnapshotSelf, &key, 1);
+			probe_open_segment(&probe, segment.relid, INDEX_EVENT_ID,
+							   RowExclusiveLock, SnapshotSelf, &key, 1);
 			while (!found && probe_next(&probe, ForwardScanDirection))
 			{
 				bool		isnull;
@@ -520,51 +572,66 @@ find_duplicates_in_batch(AppendBatch *append)
 	hash_destroy(seen);
 }
 
+/* What the events of one stream of a batch have come to, one after the other. */
+typedef struct BatchState
+{
+	EventInput *first;
+	EventInput *last;
+	EventInput *known;			/* one that had been appended before */
+	bool		all;			/* all of them had */
+	bool		in_order;
+} BatchState;
+
 /*
  * A batch is a duplicate as a whole: every event of the stream has an id that
  * is there, one after the other.
  */
 static void
-judge_batch(AppendBatch *append, int number)
+judge_batch(AppendBatch *append)
 {
-	StreamInput *stream = &append->streams[number];
-	EventInput *first = NULL;
-	EventInput *last = NULL;
-	EventInput *known = NULL;
-	bool		all = true;
-	bool		in_order = true;
+	BatchState *states = palloc0(sizeof(BatchState) * append->nstreams);
 
 	for (int i = 0; i < append->nevents; i++)
 	{
 		EventInput *event = &append->events[i];
+		BatchState *state = &states[event->stream];
 
-		if (event->stream != number)
-			continue;
-		if (first == NULL)
-			first = event;
+		if (state->first == NULL)
+		{
+			state->first = event;
+			state->all = state->in_order = true;
+		}
 		if (!event->duplicate)
-			all = false;
+			state->all = false;
 		else
 		{
-			known = event;
-			if (last != NULL && last->duplicate && event->version != last->version + 1)
-				in_order = false;
+			state->known = event;
+			if (state->last != NULL && state->last->duplicate &&
+				event->version != state->last->version + 1)
+				state->in_order = false;
 		}
-		last = event;
+		state->last = event;
 	}
-	if (known == NULL)
-		return;
-	if (!all)
-		id_reused(stream, &known->event_id,
-				  "Only some events of the batch had been appended before.");
-	if (!in_order)
-		id_reused(stream, &known->event_id,
-				  "The events of the batch had been appended before, but not one after the other.");
-	stream->duplicate = true;
-	stream->first_version = first->version;
-	stream->last_version = last->version;
-	stream->first_position = first->position;
-	stream->last_position = last->position;
+	for (int i = 0; i < append->nstreams; i++)
+	{
+		StreamInput *stream = &append->streams[i];
+		BatchState *state = &states[i];
+
+		if (state->known == NULL)
+			continue;
+		if (!state->all)
+			id_reused(stream, &state->known->event_id,
+					  "Only some events of the batch had been appended before.");
+		if (!state->in_order)
+			id_reused(stream, &state->known->event_id,
+					  "The events of the batch had been appended before, but not one after the other.");
+		stream->duplicate = true;
+		stream->first_version = state->first->version;
+		stream->last_version = state->last->version;
+		stream->first_position = state->first->position;
+		stream->last_position = state->last->position;
+	}
+	pfree(states);
 }
 
 static void
@@ -588,8 +655,7 @@ find_duplicates(AppendBatch *append)
 				find_duplicate(&append->streams[event->stream], event);
 	}
 	if (!append->by_row)
-		for (int i = 0; i < append->nstreams; i++)
-			judge_batch(append, i);
+		judge_batch(append);
 }
 
 static void
@@ -752,32 +818,117 @@ write_stream_rows(AppendBatch *append)
 		if (!stream->note_segments)
 			continue;
 		if (rel == NULL)
-		{
-			rel = table_open(catalog_store()->stream, RowExclusiveLock);
-			indexes = CatalogOpenIndexes(rel);
-		}
+			indexes = rows_open_small(catalog_store()->stream, &rel);
 		if (ItemPointerIsValid(&stream->tid))
 			update_stream_row(indexes, rel, stream);
 		else
-		{
-			LOCKTAG		tag;
-
 			insert_stream_row(indexes, rel, stream);
-			/* the row stands for the lock from here on */
-			locks_set_tag(&tag, LOCK_CLASS_STREAM, stream->lock_key);
-			(void) LockRelease(&tag, ExclusiveLock, false);
-		}
 	}
 	if (rel != NULL)
+		rows_close_small(rel, indexes);
+}
+
+/*
+ * The locks of new streams: their rows stand for them now, and where nothing
+ * was written there is nothing to protect.
+ */
+static void
+release_streams(AppendBatch *append)
+{
+	for (int i = 0; i < append->nstreams; i++)
+		if (append->streams[i].holds_lock)
+			release_stream(&append->streams[i]);
+}
+
+typedef struct NewName
+{
+	NameKind	kind;
+	const char *name;
+	int			len;
+} NewName;
+
+static int
+compare_new_names(const void *a, const void *b)
+{
+	const NewName *x = a;
+	const NewName *y = b;
+	int			order;
+
+	if (x->kind != y->kind)
+		return x->kind < y->kind ? -1 : 1;
+	order = memcmp(x->name, y->name, Min(x->len, y->len));
+	return order != 0 ? order : x->len - y->len;
+}
+
+static void
+add_new_name(NewName **names, int *count, int *room, NameKind kind,
+			 const char *name, int len)
+{
+	NewName    *added;
+
+	if (*count > 0)
 	{
-		CatalogCloseIndexes(indexes);
-		table_close(rel, NoLock);
+		added = &(*names)[*count - 1];
+		if (added->kind == kind && added->len == len &&
+			memcmp(added->name, name, len) == 0)
+			return;
 	}
+	if (names_find(kind, name, len) != 0)
+		return;
+	if (*count == *room)
+	{
+		*room = Max(*room * 2, 16);
+		*names = *names == NULL ? palloc(sizeof(NewName) * *room) :
+			repalloc(*names, sizeof(NewName) * *room);
+	}
+	added = &(*names)[(*count)++];
+	added->kind = kind;
+	added->name = name;
+	added->len = len;
+}
+
+/*
+ * Names that have no number yet get one, in one order in all calls: a name that
+ * another transaction is about to make is waited for.
+ */
+static void
+make_new_names(AppendBatch *append)
+{
+	NewName    *names = NULL;
+	int			count = 0;
+	int			room = 0;
+
+	for (int i = 0; i < append->nstreams; i++)
+	{
+		StreamInput *stream = &append->streams[i];
+
+		if (stream->id == 0 && stream->nevents > 0)
+			add_new_name(&names, &count, &room, NAME_CATEGORY, stream->name,
+						 input_category_length(stream->name, stream->len));
+	}
+	for (int i = 0; i < append->nevents; i++)
+	{
+		EventInput *event = &append->events[i];
+
+		if (event->duplicate)
+			continue;
+		add_new_name(&names, &count, &room, NAME_EVENT_TYPE, event->type, event->type_len);
+		if (event->source != NULL)
+			add_new_name(&names, &count, &room, NAME_SOURCE, event->source, event->source_len);
+	}
+	if (count == 0)
+		return;
+	qsort(names, count, sizeof(NewName), compare_new_names);
+	for (int i = 0; i < count; i++)
+		(void) names_intern(names[i].kind, names[i].name, names[i].len);
+	pfree(names);
 }
 
 static void
 number_names(AppendBatch *append)
 {
+	if (append->nevents > 1)
+		make_new_names(append);
 	for (int i = 0; i < append->nstreams; i++)
 	{
 		StreamInput *stream = &append->streams[i];
@@ -891,6 +1042,7 @@ append_write(AppendBatch *append)
 	TimestampTz recorded_at;
 
 	lock_streams(append);
+	segment_refresh();
 	for (int i = 0; i < append->nstreams; i++)
 		read_version(&append->streams[i]);
 	find_duplicates(append);
@@ -900,14 +1052,17 @@ append_write(AppendBatch *append)
 		if (!append->events[i].duplicate)
 			nnew++;
 	if (nnew == 0)
+	{
+		release_streams(append);
 		return;
+	}
 
 	number_names(append);
-	settled_announce();
 	first = counter_draw(nnew, &recorded_at);
 	number_events(append, first, recorded_at);
 	write_events(append, nnew, first + nnew - 1, recorded_at);
 	write_stream_rows(append);
+	release_streams(append);
 	segment_notice(first, first + nnew - 1);
 	CommandCounterIncrement();
 }

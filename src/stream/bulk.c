@@ -300,6 +300,10 @@ event_store_gather_event(PG_FUNCTION_ARGS)
 				 errmsg("event_store.gather_event() is a trigger of the view event_store.events only")));
 	if (!TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
 		return event_store_refuse_change(fcinfo);
+	if (!catalog_has_shape(RelationGetDescr(trigger->tg_relation), SHAPE_VIEW))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_STORE_DAMAGED),
+				 errmsg("the columns of \"event_store.events\" are not as the extension made them")));
 
 	gather(trigger->tg_trigtuple, RelationGetDescr(trigger->tg_relation));
 	if (gathered->nrows == GATHER_ROWS ||
@@ -331,6 +335,13 @@ event_store_write_gathered(PG_FUNCTION_ARGS)
 static void
 xact_callback(XactEvent event, void *arg)
 {
+	/* the trigger after each statement has written all; nothing may be lost */
+	if ((event == XACT_EVENT_PRE_COMMIT || event == XACT_EVENT_PRE_PREPARE) &&
+		gathered != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_STORE_DAMAGED),
+				 errmsg("rows inserted into event_store.events have not been appended"),
+				 errhint("Enable the trigger \"write_gathered\" of the view.")));
 	/* the memory goes with the transaction's */
 	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
 		event == XACT_EVENT_PREPARE)

@@ -55,9 +55,8 @@ edge_id(Segment segment, ScanDirection edge, pg_uuid_t *id)
 	bool		found;
 	bool		isnull;
 
-	probe_open(&probe, segment.relid,
-			   rows_segment_index(segment.relid, INDEX_EVENT_ID),
-			   AccessShareLock, SnapshotSelf, NULL, 0);
+	probe_open_segment(&probe, segment.relid, INDEX_EVENT_ID,
+					   AccessShareLock, SnapshotSelf, NULL, 0);
 	found = probe_next(&probe, edge);
 	if (found)
 		*id = *DatumGetUUIDP(probe_value(&probe, EV_EVENT_ID, &isnull));

@@ -61,9 +61,8 @@ find_edge(int64 stream_id, int64 segment_first, ScanDirection direction,
 		return false;
 	segment = segment_at(index);
 	key_int64(&key, 1, BTEqualStrategyNumber, stream_id);
-	probe_open(&probe, segment.relid,
-			   rows_segment_index(segment.relid, INDEX_STREAM),
-			   AccessShareLock, snapshot, &key, 1);
+	probe_open_segment(&probe, segment.relid, INDEX_STREAM,
+					   AccessShareLock, snapshot, &key, 1);
 	found = probe_next(&probe, direction);
 	if (found)
 	{
@@ -100,6 +99,7 @@ event_store_stream_version(PG_FUNCTION_ARGS)
 	catalog_require_read(catalog_store());
 	name = stream_argument(fcinfo, 0);
 	snapshot = RegisterSnapshot(GetActiveSnapshot());
+	segment_refresh();
 	if (append_find_stream(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name), snapshot, &stream) &&
 		stream.nsegments > 0)
 		(void) find_edge(stream.id, stream.segments[stream.nsegments - 1],
@@ -144,6 +144,7 @@ event_store_stream_info(PG_FUNCTION_ARGS)
 	name = stream_argument(fcinfo, 0);
 	InitMaterializedSRF(fcinfo, 0);
 	snapshot = RegisterSnapshot(GetActiveSnapshot());
+	segment_refresh();
 	if (append_find_stream(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name), snapshot, &stream) &&
 		stream.nsegments > 0)
 		put_stream(result, name, stream.id, stream.category_id, stream.created_at,
@@ -156,7 +157,8 @@ event_store_stream_info(PG_FUNCTION_ARGS)
 /*
  * Streams in byte order of their names.  Those of a category are the stream of
  * just that name, and those that begin with it and a dash: one range of the
- * index on names each.
+ * index on names each.  What has such a name but another category ("-x-1" is
+ * not of the category "-x") is passed over.
  */
 Datum
 event_store_streams(PG_FUNCTION_ARGS)
@@ -168,6 +170,7 @@ event_store_streams(PG_FUNCTION_ARGS)
 	text	   *after = PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1);
 	int64		left = PG_ARGISNULL(2) ? PG_INT64_MAX : PG_GETARG_INT64(2);
 	int			nranges = category == NULL ? 1 : 2;
+	int32		category_id = 0;
 
 	catalog_require_read(store);
 	if (left < 0)
@@ -175,7 +178,17 @@ event_store_streams(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("max_count must not be negative")));
 	InitMaterializedSRF(fcinfo, 0);
+	if (category != NULL)
+	{
+		int			len = VARSIZE_ANY_EXHDR(category);
+
+		category_id = len == 0 || len > MAX_NAME_BYTES ? 0 :
+			names_find(NAME_CATEGORY, VARDATA_ANY(category), len);
+		if (category_id == 0)
+			return (Datum) 0;
+	}
 	snapshot = RegisterSnapshot(GetActiveSnapshot());
+	segment_refresh();
 	for (int range = 0; range < nranges; range++)
 	{
 		ScanKeyData keys[3];
@@ -206,8 +219,8 @@ event_store_streams(PG_FUNCTION_ARGS)
 			int			count = ARR_NDIM(segments) == 1 ? ARR_DIMS(segments)[0] : 0;
 			int64	   *values = (int64 *) ARR_DATA_PTR(segments);
 
-			/* a name like "-x" does not belong to the category "" */
-			if (count == 0)
+			if (count == 0 ||
+				(category != NULL && probe_int32(&probe, ST_CATEGORY_ID) != category_id))
 				continue;
 			put_stream(result, name, probe_int64(&probe, ST_ID),
 					   probe_int32(&probe, ST_CATEGORY_ID),

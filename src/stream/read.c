@@ -11,9 +11,10 @@
  * Reads by category or of the whole store go up to the settled mark:
  *
  * 1. the mark is looked up; 2. a fresh snapshot is taken, and used for the
- * whole read (src/position/README.md has the proof); 3. under REPEATABLE READ
- * or SERIALIZABLE the read ends at the first event that the fresh snapshot
- * sees and the transaction's does not.
+ * whole read (src/position/README.md has the proof); then the numbers of the
+ * names asked for are looked up, as of now; 3. under REPEATABLE READ or
+ * SERIALIZABLE the read ends at the first event that the fresh snapshot sees
+ * and the transaction's does not (going backward, it passes over them).
  *
  * On a standby the mark is the published one, and a read of the whole store
  * goes on beyond it for as long as positions follow each other without a gap.
@@ -62,6 +63,13 @@ typedef struct Pair
 	int32		type_id;
 } Pair;
 
+/* numbers of names, sorted */
+typedef struct IdList
+{
+	int			count;
+	int32	   *ids;
+} IdList;
+
 /* an index range of the segment that is read */
 typedef struct Range
 {
@@ -96,6 +104,9 @@ struct Reader
 	int64		high;
 	int64		dense_above;	/* beyond: only without a gap; -1 for none */
 	int64		last_position;
+
+	IdList		categories;
+	IdList		types;
 
 	/* the segments of a stream, or of the whole store, in order of position */
 	bool		by_list;
@@ -168,48 +179,31 @@ compare_ids(const void *a, const void *b)
 }
 
 static bool
-contains_id(const int32 *ids, int count, int32 id)
+contains_id(const IdList *list, int32 id)
 {
-	return bsearch(&id, ids, count, sizeof(int32), compare_ids) != NULL;
+	return bsearch(&id, list->ids, list->count, sizeof(int32), compare_ids) != NULL;
 }
 
-/* The numbers of the names that have one, sorted, without duplicates. */
-static int32 *
-ids_argument(NameKind kind, Datum value, int *count)
+/* The names of an array, checked. */
+static NameList
+names_argument(const char *what, Datum value)
 {
+	NameList	list;
 	Datum	   *elements;
 	bool	   *nulls;
-	int			n;
-	int32	   *ids;
-	int			found = 0;
-	int			distinct = 0;
 
 	deconstruct_array(DatumGetArrayTypeP(value), TEXTOID, -1, false, TYPALIGN_INT,
-					  &elements, &nulls, &n);
-	ids = palloc(sizeof(int32) * Max(n, 1));
-	for (int i = 0; i < n; i++)
+					  &elements, &nulls, &list.count);
+	list.names = palloc(sizeof(text *) * Max(list.count, 1));
+	for (int i = 0; i < list.count; i++)
 	{
-		text	   *name;
-		int32		id;
-
 		if (nulls[i])
 			ereport(ERROR,
 					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-					 errmsg("%s must not contain NULL",
-							kind == NAME_CATEGORY ? "categories" : "types")));
-		name = DatumGetTextPP(elements[i]);
-		if (VARSIZE_ANY_EXHDR(name) == 0 || VARSIZE_ANY_EXHDR(name) > MAX_NAME_BYTES)
-			continue;			/* nothing can have that name */
-		id = names_find(kind, VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name));
-		if (id != 0)
-			ids[found++] = id;
+					 errmsg("%s must not contain NULL", what)));
+		list.names[i] = DatumGetTextPP(elements[i]);
 	}
-	qsort(ids, found, sizeof(int32), compare_ids);
-	for (int i = 0; i < found; i++)
-		if (i == 0 || ids[i] != ids[i - 1])
-			ids[distinct++] = ids[i];
-	*count = distinct;
-	return ids;
+	return list;
 }
 
 static void
@@ -218,11 +212,39 @@ filter_arguments(ReadRequest *request, Datum categories, bool no_categories,
 {
 	request->by_category = !no_categories;
 	if (!no_categories)
-		request->categories = ids_argument(NAME_CATEGORY, categories,
-										   &request->ncategories);
+		request->categories = names_argument("categories", categories);
 	request->by_type = !no_types;
 	if (!no_types)
-		request->types = ids_argument(NAME_EVENT_TYPE, types, &request->ntypes);
+		request->types = names_argument("types", types);
+}
+
+/*
+ * The numbers of the names that have one, sorted, without duplicates.  To be
+ * asked after the settled mark: a name that had none before it may have one now.
+ */
+static IdList
+ids_of_names(NameKind kind, const NameList *list)
+{
+	IdList		ids;
+	int			found = 0;
+
+	ids.count = 0;
+	ids.ids = palloc(sizeof(int32) * Max(list->count, 1));
+	for (int i = 0; i < list->count; i++)
+	{
+		const char *name = VARDATA_ANY(list->names[i]);
+		int			len = VARSIZE_ANY_EXHDR(list->names[i]);
+		int32		id = len == 0 || len > MAX_NAME_BYTES ? 0 :
+			names_find(kind, name, len);
+
+		if (id != 0)
+			ids.ids[found++] = id;
+	}
+	qsort(ids.ids, found, sizeof(int32), compare_ids);
+	for (int i = 0; i < found; i++)
+		if (i == 0 || ids.ids[i] != ids.ids[i - 1])
+			ids.ids[ids.count++] = ids.ids[i];
+	return ids;
 }
 
 static bool
@@ -256,27 +278,18 @@ read_request(ReadRequest *request, ReadKind kind, int nargs,
 				request->until_time = DatumGetTimestampTz(values[5]);
 			break;
 		case READ_CATEGORY:
-			{
-				text	   *category;
-				int32		id;
-
-				if (nulls[0])
-					ereport(ERROR,
-							(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-							 errmsg("category must not be NULL")));
-				category = DatumGetTextPP(values[0]);
-				request->after_position = count_argument("after_position", values[1], nulls[1], 0);
-				request->max_count = count_argument("max_count", values[2], nulls[2], PG_INT64_MAX);
-				filter_arguments(request, (Datum) 0, true, values[3], nulls[3]);
-				request->backward = flag_argument(values[4], nulls[4]);
-				request->by_category = true;
-				request->categories = palloc(sizeof(int32));
-				id = VARSIZE_ANY_EXHDR(category) == 0 ? 0 :
-					names_find(NAME_CATEGORY, VARDATA_ANY(category),
-							   VARSIZE_ANY_EXHDR(category));
-				if (id != 0)
-					request->categories[request->ncategories++] = id;
-			}
+			if (nulls[0])
+				ereport(ERROR,
+						(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+						 errmsg("category must not be NULL")));
+			request->after_position = count_argument("after_position", values[1], nulls[1], 0);
+			request->max_count = count_argument("max_count", values[2], nulls[2], PG_INT64_MAX);
+			filter_arguments(request, (Datum) 0, true, values[3], nulls[3]);
+			request->backward = flag_argument(values[4], nulls[4]);
+			request->by_category = true;
+			request->categories.count = 1;
+			request->categories.names = palloc(sizeof(text *));
+			request->categories.names[0] = DatumGetTextPP(values[0]);
 			break;
 		case READ_ALL:
 			request->after_position = count_argument("after_position", values[0], nulls[0], 0);
@@ -350,11 +363,11 @@ read_index_columns(const ReadRequest *request)
 static void
 add_range(Reader *reader, SegmentIndex index, ScanKey keys, int nkeys)
 {
-	Range	   *range = &reader->ranges[reader->nranges++];
+	Range	   *range = &reader->ranges[reader->nranges];
 
-	probe_open(&range->probe, reader->segment.relid,
-			   rows_segment_index(reader->segment.relid, index),
-			   AccessShareLock, reader->snapshot, keys, nkeys);
+	probe_open_segment(&range->probe, reader->segment.relid, index,
+					   AccessShareLock, reader->snapshot, keys, nkeys);
+	reader->nranges++;
 	reader->counts.ranges++;
 }
 
@@ -529,8 +542,8 @@ next_content(Reader *reader, int64 from, Segment *segment, Pair **pairs, int *np
 {
 	ReadRequest *request = &reader->request;
 	bool		backward = request->backward;
-	int			ncategories = request->by_category ? request->ncategories : 1;
-	int			ntypes = request->by_type ? request->ntypes : 1;
+	int			ncategories = request->by_category ? reader->categories.count : 1;
+	int			ntypes = request->by_type ? reader->types.count : 1;
 	int			room = 64;
 
 	for (;;)
@@ -544,8 +557,8 @@ next_content(Reader *reader, int64 from, Segment *segment, Pair **pairs, int *np
 				int64		noted;
 
 				if (next_noted(reader,
-							   request->by_category ? request->categories[c] : 0,
-							   request->by_type ? request->types[t] : 0,
+							   request->by_category ? reader->categories.ids[c] : 0,
+							   request->by_type ? reader->types.ids[t] : 0,
 							   from, &noted) &&
 					(best < 0 || (backward ? noted > best : noted < best)))
 					best = noted;
@@ -566,8 +579,8 @@ next_content(Reader *reader, int64 from, Segment *segment, Pair **pairs, int *np
 		for (int c = 0; c < ncategories; c++)
 			for (int t = 0; t < ntypes; t++)
 			{
-				int32		category_id = request->by_category ? request->categories[c] : 0;
-				int32		type_id = request->by_type ? request->types[t] : 0;
+				int32		category_id = request->by_category ? reader->categories.ids[c] : 0;
+				int32		type_id = request->by_type ? reader->types.ids[t] : 0;
 				int64		noted;
 
 				if (category_id != 0 && type_id != 0)
@@ -674,9 +687,8 @@ recorded_at_or_after(Reader *reader, int64 position, TimestampTz *recorded_at)
 		bool		isnull;
 
 		key_int64(&key, 1, BTGreaterEqualStrategyNumber, position);
-		probe_open(&probe, segment.relid,
-				   rows_segment_index(segment.relid, INDEX_POSITION),
-				   AccessShareLock, reader->snapshot, &key, 1);
+		probe_open_segment(&probe, segment.relid, INDEX_POSITION,
+						   AccessShareLock, reader->snapshot, &key, 1);
 		found = probe_next(&probe, ForwardScanDirection);
 		if (found)
 			*recorded_at = DatumGetTimestampTz(probe_value(&probe, EV_RECORDED_AT, &isnull));
@@ -750,9 +762,8 @@ edge_version(Reader *reader, Segment segment, ScanDirection edge)
 	int64		version = 0;
 
 	key_int64(&key, 1, BTEqualStrategyNumber, reader->stream_id);
-	probe_open(&probe, segment.relid,
-			   rows_segment_index(segment.relid, INDEX_STREAM),
-			   AccessShareLock, reader->snapshot, &key, 1);
+	probe_open_segment(&probe, segment.relid, INDEX_STREAM,
+					   AccessShareLock, reader->snapshot, &key, 1);
 	if (probe_next(&probe, edge))
 		version = probe_int32(&probe, EV_VERSION);
 	probe_close(&probe, false);
@@ -946,6 +957,11 @@ reader_open(const ReadRequest *request)
 				/* first the mark, then the snapshot */
 				reader->counts.mark = settled_mark();
 				reader->snapshot = RegisterSnapshot(GetLatestSnapshot());
+				segment_refresh();
+				if (request->by_category)
+					reader->categories = ids_of_names(NAME_CATEGORY, &request->categories);
+				if (request->by_type)
+					reader->types = ids_of_names(NAME_EVENT_TYPE, &request->types);
 				if (IsolationUsesXactSnapshot())
 					reader->own_snapshot = RegisterSnapshot(GetActiveSnapshot());
 				reader->high = reader->counts.mark;
@@ -972,6 +988,7 @@ reader_open(const ReadRequest *request)
 
 		default:
 			reader->snapshot = RegisterSnapshot(GetActiveSnapshot());
+			segment_refresh();
 			if (request->stream != NULL)
 			{
 				StreamInput stream;
@@ -1070,7 +1087,7 @@ accept(Reader *reader, Range *range)
 	{
 		int64		position = probe_int64(probe, EV_POSITION);
 
-		if (position > reader->dense_above && position != reader->last_position + 1)
+		if (position > Max(reader->last_position, reader->dense_above) + 1)
 		{
 			reader->done = true;
 			return false;
@@ -1080,18 +1097,17 @@ accept(Reader *reader, Range *range)
 	if (reader->own_snapshot != NULL &&
 		!table_tuple_satisfies_snapshot(probe->heap, probe->slot, reader->own_snapshot))
 	{
-		reader->done = true;
+		if (!request->backward)
+			reader->done = true;
 		return false;
 	}
 	if (reader->filter)
 	{
 		if (request->by_category &&
-			!contains_id(request->categories, request->ncategories,
-						 probe_int32(probe, EV_CATEGORY_ID)))
+			!contains_id(&reader->categories, probe_int32(probe, EV_CATEGORY_ID)))
 			return false;
 		if (request->by_type &&
-			!contains_id(request->types, request->ntypes,
-						 probe_int32(probe, EV_TYPE_ID)))
+			!contains_id(&reader->types, probe_int32(probe, EV_TYPE_ID)))
 			return false;
 	}
 	return true;
@@ -1100,6 +1116,10 @@ accept(Reader *reader, Range *range)
 static Datum
 buffered_name(NameBuffer *buffer, int64 id, const text *name)
 {
+	if (VARSIZE_ANY(name) > sizeof(buffer->name))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_STORE_DAMAGED),
+				 errmsg("name of id %lld is too long", (long long) id)));
 	memcpy(&buffer->name, name, VARSIZE_ANY(name));
 	buffer->id = id;
 	return PointerGetDatum(&buffer->name);

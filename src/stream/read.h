@@ -26,6 +26,12 @@ typedef enum ReadKind
 
 #define READ_MAX_ARGS	6
 
+typedef struct NameList
+{
+	int			count;
+	text	  **names;
+} NameList;
+
 /* what is asked for; texts and arrays stand in the reader's memory */
 typedef struct ReadRequest
 {
@@ -45,11 +51,9 @@ typedef struct ReadRequest
 	int64		after_position;
 	TimestampTz since;
 	bool		by_category;
-	int			ncategories;
-	int32	   *categories;
+	NameList	categories;
 	bool		by_type;
-	int			ntypes;
-	int32	   *types;
+	NameList	types;
 
 	/* by id */
 	pg_uuid_t	event_id;

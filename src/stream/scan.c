@@ -249,10 +249,14 @@ static List *
 scan_pathkeys(PlannerInfo *root, RelOptInfo *rel, FuncExpr *call, int kind)
 {
 	const ReadFunction *function = &read_functions[kind];
-	bool		backward = kind == READ_EVENT_ID || kind == READ_LAST;
+	bool		backward = kind == READ_LAST;
 	bool		by_version = function->by_version;
 	TypeCacheEntry *type;
 	Var		   *var;
+
+	/* equal ids come in no order */
+	if (kind == READ_EVENT_ID)
+		return NIL;
 
 	if (function->backward >= 0)
 	{

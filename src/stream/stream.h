@@ -33,6 +33,7 @@ typedef struct StreamInput
 
 	/* what the append found and did */
 	uint64		lock_key;
+	bool		holds_lock;		/* taken by this call, and to be let go of */
 	int64		id;				/* 0: does not exist yet */
 	int32		category_id;
 	int32		version;		/* before the append, and then after it */

@@ -44,7 +44,7 @@ ALTER TYPE event_store.recorded_event OWNER TO @extowner@;
 COMMENT ON TYPE event_store.recorded_event IS 'an event as it was recorded';
 COMMENT ON COLUMN event_store.recorded_event.position IS 'place in the whole store: strictly increasing, with holes';
 COMMENT ON COLUMN event_store.recorded_event.stream IS 'name of the stream';
-COMMENT ON COLUMN event_store.recorded_event.version IS 'place in the stream: 1, 2, 3 … without holes';
+COMMENT ON COLUMN event_store.recorded_event.version IS 'place in the stream: 1, 2, 3 ... without holes';
 COMMENT ON COLUMN event_store.recorded_event.type IS 'the event''s type';
 COMMENT ON COLUMN event_store.recorded_event.schema_version IS 'version of the schema that data follows';
 COMMENT ON COLUMN event_store.recorded_event.event_id IS 'identifies the event within its stream, for ever';
@@ -97,7 +97,7 @@ ALTER VIEW event_store.events OWNER TO @extowner@;
 COMMENT ON VIEW event_store.events IS 'all events with names for ids. INSERT and COPY append, each row like a call of append(), in the order given and at the speed of a batch: columns stream, type and data are wanted; version, if given, is what the event''s version must turn out to be; position and recorded_at are the store''s to give; category follows from stream. UPDATE and DELETE are refused. SELECT on this view is the right to read by functions, INSERT on it (with EXECUTE on the append functions) the right to append.';
 COMMENT ON COLUMN event_store.events.position IS 'place in the whole store: strictly increasing, with holes';
 COMMENT ON COLUMN event_store.events.stream IS 'name of the stream';
-COMMENT ON COLUMN event_store.events.version IS 'place in the stream: 1, 2, 3 … without holes';
+COMMENT ON COLUMN event_store.events.version IS 'place in the stream: 1, 2, 3 ... without holes';
 COMMENT ON COLUMN event_store.events.type IS 'the event''s type';
 COMMENT ON COLUMN event_store.events.schema_version IS 'version of the schema that data follows';
 COMMENT ON COLUMN event_store.events.event_id IS 'identifies the event within its stream, for ever';
@@ -130,11 +130,11 @@ CREATE TRIGGER write_gathered AFTER INSERT ON event_store.events
 CREATE FUNCTION event_store.any_version() RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN '-2'::bigint;
 COMMENT ON FUNCTION event_store.any_version() IS
-'any_version() → bigint: expected version «don''t care», the same as NULL (-2)';
+'any_version() -> bigint: expected version "don''t care", the same as NULL (-2)';
 CREATE FUNCTION event_store.stream_exists() RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN '-4'::bigint;
 COMMENT ON FUNCTION event_store.stream_exists() IS
-'stream_exists() → bigint: expected version «any, but the stream must have an event» (-4)';
+'stream_exists() -> bigint: expected version "any, but the stream must have an event" (-4)';
 
 CREATE FUNCTION event_store.append(
 	stream text,
@@ -153,7 +153,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_append';
 REVOKE ALL ON FUNCTION event_store.append(text, text, jsonb, jsonb, bigint, uuid, timestamptz, text, uuid, int, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION event_store.append(text, text, jsonb, jsonb, bigint, uuid, timestamptz, text, uuid, int, text) TO @extowner@ WITH GRANT OPTION;
 COMMENT ON FUNCTION event_store.append(text, text, jsonb, jsonb, bigint, uuid, timestamptz, text, uuid, int, text) IS
-'append(stream, type, data, metadata = {}, expected_version = NULL, event_id = NULL, occurred_at = NULL, correlation_id = NULL, causation_id = NULL, schema_version = 1, source = NULL) → append_result: appends one event, in the caller''s transaction. stream, type, source, correlation_id: 1 to 1,024 bytes without control characters. data: any JSON value; metadata: a JSON object. expected_version: n exactly n, 0 the stream must not exist, stream_exists() it must, NULL or any_version() don''t care. event_id: default a new UUID version 7; the same id again in the same stream, with the same type, schema version and data, appends nothing and returns the first result with duplicate = true. Raises VE001 (wrong expected version; DETAIL has both), VE002 (invalid argument), VE003 (event id reused with other content), 25006 in a read-only transaction or on a standby.';
+'append(stream, type, data, metadata = {}, expected_version = NULL, event_id = NULL, occurred_at = NULL, correlation_id = NULL, causation_id = NULL, schema_version = 1, source = NULL) -> append_result: appends one event, in the caller''s transaction. stream, type, source, correlation_id: 1 to 1,024 bytes without control characters. data: any JSON value; metadata: a JSON object. expected_version: n exactly n, 0 the stream must not exist, stream_exists() it must, NULL or any_version() don''t care. event_id: default a new UUID version 7; the same id again in the same stream, with the same type, schema version and data, appends nothing and returns the first result with duplicate = true. Raises VE001 (wrong expected version; DETAIL has both), VE002 (invalid argument), VE003 (event id reused with other content), 25006 in a read-only transaction or on a standby.';
 
 CREATE FUNCTION event_store.append_events(
 	stream text,
@@ -164,7 +164,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_append_ev
 REVOKE ALL ON FUNCTION event_store.append_events(text, jsonb, bigint) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION event_store.append_events(text, jsonb, bigint) TO @extowner@ WITH GRANT OPTION;
 COMMENT ON FUNCTION event_store.append_events(text, jsonb, bigint) IS
-'append_events(stream, events, expected_version = NULL) → append_result: appends a batch to one stream, all or nothing. events: a JSON array of objects with the keys type and data, and if wanted metadata, event_id, occurred_at, correlation_id, causation_id, schema_version, source, each as in append(); any other key is an error. An empty array appends nothing and returns the current version. If all ids of the batch had been appended before, in this order, the first result comes back with duplicate = true; if only some had, or with other content, VE003. At most event_store.max_batch_events events and event_store.max_batch_size of JSON a call. Raises VE001, VE002, VE003, 25006 as append() does.';
+'append_events(stream, events, expected_version = NULL) -> append_result: appends a batch to one stream, all or nothing. events: a JSON array of objects with the keys type and data, and if wanted metadata, event_id, occurred_at, correlation_id, causation_id, schema_version, source, each as in append(); any other key is an error. An empty array appends nothing and returns the current version. If all ids of the batch had been appended before, in this order, the first result comes back with duplicate = true; if only some had, or with other content, VE003. At most event_store.max_batch_events events and event_store.max_batch_size of JSON a call. Raises VE001, VE002, VE003, 25006 as append() does.';
 
 CREATE FUNCTION event_store.append_streams(
 	appends jsonb
@@ -173,7 +173,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'event_store_a
 REVOKE ALL ON FUNCTION event_store.append_streams(jsonb) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION event_store.append_streams(jsonb) TO @extowner@ WITH GRANT OPTION;
 COMMENT ON FUNCTION event_store.append_streams(jsonb) IS
-'append_streams(appends) → setof append_result: appends to several streams, all or nothing. appends: a JSON array of objects with the keys stream and events (as in append_events()) and if wanted expected_version; a stream may stand there once. Returns a row for each, in the order given. Streams are locked in one order, so that two such calls cannot deadlock each other. Raises VE001, VE002, VE003, 25006 as append() does.';
+'append_streams(appends) -> setof append_result: appends to several streams, all or nothing. appends: a JSON array of objects with the keys stream and events (as in append_events()) and if wanted expected_version; a stream may stand there once. Returns a row for each, in the order given. Streams are locked in one order, so that two such calls cannot deadlock each other. Raises VE001, VE002, VE003, 25006 as append() does.';
 
 -- Reads.  Rows and costs are told to the planner, and the plan is made, by
 -- support code in the library (src/stream/scan.c).
@@ -193,7 +193,7 @@ CREATE FUNCTION event_store.read_stream(
 LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 100 SUPPORT event_store.read_support
 AS 'MODULE_PATHNAME', 'event_store_read_stream';
 COMMENT ON FUNCTION event_store.read_stream(text, bigint, bigint, boolean, bigint, timestamptz) IS
-'read_stream(stream, from_version = 1, max_count = NULL, backward = false, until_version = NULL, until_time = NULL) → setof recorded_event: the events of a stream in order of version, from from_version up to until_version, both included (NULL: to the end), that occurred at until_time or before; backward: the same events in falling order. At most max_count (NULL: all). Shows what the transaction itself has appended. No rows if the stream does not exist. Raises VE002 for a NULL or invalid name or a negative bound.';
+'read_stream(stream, from_version = 1, max_count = NULL, backward = false, until_version = NULL, until_time = NULL) -> setof recorded_event: the events of a stream in order of version, from from_version up to until_version, both included (NULL: to the end), that occurred at until_time or before; backward: the same events in falling order. At most max_count (NULL: all). Shows what earlier statements of the transaction itself have appended. No rows if the stream does not exist. Raises VE002 for a NULL or invalid name or a negative bound.';
 
 CREATE FUNCTION event_store.read_category(
 	category text,
@@ -205,7 +205,7 @@ CREATE FUNCTION event_store.read_category(
 LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1000 SUPPORT event_store.read_support
 AS 'MODULE_PATHNAME', 'event_store_read_category';
 COMMENT ON FUNCTION event_store.read_category(text, bigint, bigint, text[], boolean) IS
-'read_category(category, after_position = 0, max_count = 1000, types = NULL, backward = false) → setof recorded_event: the events of a category (of the given types; NULL: of all) after a position, in order of position, never past the settled mark: who goes on from the last position received skips nothing. backward: in falling order, from before after_position, or from the mark if that is 0. max_count NULL: no limit. Raises VE002 for a NULL category or a negative bound.';
+'read_category(category, after_position = 0, max_count = 1000, types = NULL, backward = false) -> setof recorded_event: the events of a category (of the given types; NULL: of all) after a position, in order of position, never past the settled mark: who goes on from the last position received skips nothing. backward: in falling order, from before after_position, or from the mark if that is 0. max_count NULL: no limit. Raises VE002 for a NULL category or a negative bound.';
 
 CREATE FUNCTION event_store.read_all(
 	after_position bigint DEFAULT 0,
@@ -217,7 +217,7 @@ CREATE FUNCTION event_store.read_all(
 LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1000 SUPPORT event_store.read_support
 AS 'MODULE_PATHNAME', 'event_store_read_all';
 COMMENT ON FUNCTION event_store.read_all(bigint, bigint, text[], text[], boolean) IS
-'read_all(after_position = 0, max_count = 1000, categories = NULL, types = NULL, backward = false) → setof recorded_event: the events of the whole store (of the given categories and types; NULL: of all) after a position, in order of position, never past the settled mark: who goes on from the last position received skips nothing. backward: in falling order, from before after_position, or from the mark if that is 0. max_count NULL: no limit. Raises VE002 for a negative bound.';
+'read_all(after_position = 0, max_count = 1000, categories = NULL, types = NULL, backward = false) -> setof recorded_event: the events of the whole store (of the given categories and types; NULL: of all) after a position, in order of position, never past the settled mark: who goes on from the last position received skips nothing. backward: in falling order, from before after_position, or from the mark if that is 0. max_count NULL: no limit. Raises VE002 for a negative bound.';
 
 CREATE FUNCTION event_store.events_since(
 	since timestamptz,
@@ -228,7 +228,7 @@ CREATE FUNCTION event_store.events_since(
 LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1000 SUPPORT event_store.read_support
 AS 'MODULE_PATHNAME', 'event_store_events_since';
 COMMENT ON FUNCTION event_store.events_since(timestamptz, bigint, text[], text[]) IS
-'events_since(since, max_count = 1000, categories = NULL, types = NULL) → setof recorded_event: the events recorded at since or later, in order of position, never past the settled mark. Go on with read_all() from the last position received. max_count NULL: no limit. Raises VE002 for a NULL time or a negative max_count.';
+'events_since(since, max_count = 1000, categories = NULL, types = NULL) -> setof recorded_event: the events recorded at since or later, in order of position, never past the settled mark. Go on with read_all() from the last position received. max_count NULL: no limit. Raises VE002 for a NULL time or a negative max_count.';
 
 CREATE FUNCTION event_store.find_event(
 	event_id uuid,
@@ -237,7 +237,7 @@ CREATE FUNCTION event_store.find_event(
 LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 1 SUPPORT event_store.read_support
 AS 'MODULE_PATHNAME', 'event_store_find_event';
 COMMENT ON FUNCTION event_store.find_event(uuid, text) IS
-'find_event(event_id, stream = NULL) → setof recorded_event: the event with this id; ids are unique within a stream, so without a stream there can be one in each of several. Newest first. Raises VE002 for a NULL id.';
+'find_event(event_id, stream = NULL) -> setof recorded_event: the event with this id; ids are unique within a stream, so without a stream there can be one in each of several, in no particular order. Raises VE002 for a NULL id.';
 
 CREATE FUNCTION event_store.last_event(
 	stream text,
@@ -246,7 +246,7 @@ CREATE FUNCTION event_store.last_event(
 LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 1 SUPPORT event_store.read_support
 AS 'MODULE_PATHNAME', 'event_store_last_event';
 COMMENT ON FUNCTION event_store.last_event(text, text) IS
-'last_event(stream, type = NULL) → setof recorded_event: the last event of a stream, or the last of that type in it; no row if there is none. Raises VE002 for a NULL or invalid stream.';
+'last_event(stream, type = NULL) -> setof recorded_event: the last event of a stream, or the last of that type in it; no row if there is none. Raises VE002 for a NULL or invalid stream.';
 
 CREATE FUNCTION event_store.trace(
 	correlation_id text,
@@ -255,12 +255,12 @@ CREATE FUNCTION event_store.trace(
 LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 20 SUPPORT event_store.read_support
 AS 'MODULE_PATHNAME', 'event_store_trace';
 COMMENT ON FUNCTION event_store.trace(text, bigint) IS
-'trace(correlation_id, max_count = NULL) → setof recorded_event: the events with this correlation id, over all streams, in order of position. Raises VE002 for a NULL correlation id or a negative max_count.';
+'trace(correlation_id, max_count = NULL) -> setof recorded_event: the events with this correlation id, over all streams, in order of position. Raises VE002 for a NULL correlation id or a negative max_count.';
 
 CREATE FUNCTION event_store.stream_version(stream text) RETURNS bigint
 LANGUAGE c STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'event_store_stream_version';
 COMMENT ON FUNCTION event_store.stream_version(text) IS
-'stream_version(stream) → bigint: the version of the stream''s last event, 0 if there is no such stream. Raises VE002 for a NULL or invalid name.';
+'stream_version(stream) -> bigint: the version of the stream''s last event, 0 if there is no such stream. Raises VE002 for a NULL or invalid name.';
 
 CREATE FUNCTION event_store.stream_info(
 	stream text,
@@ -269,7 +269,7 @@ CREATE FUNCTION event_store.stream_info(
 ) RETURNS SETOF record
 LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 1 AS 'MODULE_PATHNAME', 'event_store_stream_info';
 COMMENT ON FUNCTION event_store.stream_info(text) IS
-'stream_info(stream) → setof (stream, category, version, created_at, first_position, last_position, last_recorded_at): what there is to know about a stream; no row if there is no such stream. Raises VE002 for a NULL or invalid name.';
+'stream_info(stream) -> setof (stream, category, version, created_at, first_position, last_position, last_recorded_at): what there is to know about a stream; no row if there is no such stream. Raises VE002 for a NULL or invalid name.';
 
 CREATE FUNCTION event_store.streams(
 	category text DEFAULT NULL,
@@ -280,4 +280,4 @@ CREATE FUNCTION event_store.streams(
 ) RETURNS SETOF record
 LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 1000 AS 'MODULE_PATHNAME', 'event_store_streams';
 COMMENT ON FUNCTION event_store.streams(text, text, bigint) IS
-'streams(category = NULL, after_stream = NULL, max_count = 1000) → setof (stream, category, version, created_at, first_position, last_position, last_recorded_at): streams (of one category; NULL: of all) in byte order of their names, after a name: to page, give the last name received. max_count NULL: no limit. Raises VE002 for a negative max_count.';
+'streams(category = NULL, after_stream = NULL, max_count = 1000) -> setof (stream, category, version, created_at, first_position, last_position, last_recorded_at): streams (of one category; NULL: of all) in byte order of their names, after a name: to page, give the last name received. max_count NULL: no limit. Raises VE002 for a negative max_count.';
