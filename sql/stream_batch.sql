@@ -111,3 +111,13 @@ SELECT count(*), bool_and(data = to_jsonb(version)) FROM event_store.read_stream
 SELECT count(*) AS wrong FROM (
 	SELECT stream FROM event_store.events GROUP BY stream
 	HAVING min(version) <> 1 OR max(version) <> count(*)) x;
+
+-- empty batches keep no locks, and hide no later one
+DO $$ BEGIN FOR i IN 1..20000 LOOP PERFORM event_store.append_events('none-' || i, '[]'); END LOOP; END $$;
+BEGIN;
+SELECT event_store.append_events('n-1', '[]');
+SAVEPOINT a;
+SELECT last_version FROM event_store.append('n-1', 'X', '1');
+ROLLBACK TO a;
+SELECT last_version FROM event_store.append('n-1', 'X', '1');
+COMMIT;

@@ -103,6 +103,10 @@ SELECT same(format('SELECT * FROM event_store.stream_info(%L)', stream), format(
   FROM event_store.stream_info('order-1');
 SELECT count(*) FROM event_store.stream_info('nobody');
 SELECT event_store.stream_version('nobody');
+-- a category is what stands before the first dash
+SELECT last_version FROM event_store.append('-x', 'X', '1') UNION ALL SELECT last_version FROM event_store.append('-x-1', 'X', '1')
+	UNION ALL SELECT last_version FROM event_store.append('zz', 'X', '1') UNION ALL SELECT last_version FROM event_store.append('zz-1-2', 'X', '1');
+SELECT c, array(SELECT stream FROM event_store.streams(c)) FROM unnest(ARRAY['', '-x', 'zz', 'zz-1', '-x-1']) c;
 
 -- a transaction sees its own appends by stream, not by position
 BEGIN;
