@@ -363,10 +363,7 @@ probed_name(const IdKey *key, Probe *probe, int name_att)
 	text	   *name;
 
 	if (!probe_next(probe, ForwardScanDirection))
-		ereport(ERROR,
-				(errcode(ERRCODE_VE_STORE_DAMAGED),
-				 errmsg("name of id %lld is missing in \"%s\"", (long long) key->id,
-						RelationGetRelationName(probe->heap))));
+		return NULL;
 	value = probe_value(probe, name_att, &isnull);
 	tuple = ExecFetchSlotHeapTuple(probe->slot, false, NULL);
 
@@ -386,12 +383,22 @@ probed_name(const IdKey *key, Probe *probe, int name_att)
 	return name;
 }
 
+static void
+name_is_missing(const IdKey *key, const char *table)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_VE_STORE_DAMAGED),
+			 errmsg("name of id %lld is missing in \"event_store.%s\"",
+					(long long) key->id, table)));
+}
+
 /*
- * The name behind a number.  The text is the cache's: copy it before anything
- * else is asked of this module.
+ * The name behind a number, as of now: an event of a REPEATABLE READ transaction
+ * may have a name that is younger than its snapshot.  The text is the cache's:
+ * copy it before anything else is asked of this module.
  */
 text *
-names_text(NameKind kind, int32 id, Snapshot snapshot)
+names_text(NameKind kind, int32 id)
 {
 	const Store *store = prepare_caches();
 	IdKey		key = {id, kind};
@@ -403,13 +410,19 @@ names_text(NameKind kind, int32 id, Snapshot snapshot)
 		return name;
 	key_int32(&scankey, 1, BTEqualStrategyNumber, id);
 	probe_open(&probe, store->names[kind].table, store->names[kind].id_index,
-			   AccessShareLock, snapshot, &scankey, 1);
+			   AccessShareLock, SnapshotSelf, &scankey, 1);
 	name = probed_name(&key, &probe, NAME_ATT_NAME);
 	probe_close(&probe, false);
+	if (name == NULL)
+		name_is_missing(&key, "category, event_type or source");
 	return name;
 }
 
-/* The name of a stream; likewise. */
+/*
+ * The name of a stream; likewise.  Streams' rows are updated, so they are looked
+ * up by the caller's snapshot first, and as of now (twice, since a row may move
+ * between the look into the index and that at the row) only if it has none.
+ */
 text *
 names_stream(int64 stream_id, StreamNames *lookup, Snapshot snapshot)
 {
@@ -430,7 +443,19 @@ names_stream(int64 stream_id, StreamNames *lookup, Snapshot snapshot)
 				   AccessShareLock, snapshot, &scankey, 1);
 		lookup->open = true;
 	}
-	return probed_name(&key, &lookup->probe, ST_NAME);
+	name = probed_name(&key, &lookup->probe, ST_NAME);
+	for (int i = 0; name == NULL && i < 2; i++)
+	{
+		Probe		probe;
+
+		probe_open(&probe, store->stream, store->stream_id_index,
+				   AccessShareLock, SnapshotSelf, &scankey, 1);
+		name = probed_name(&key, &probe, ST_NAME);
+		probe_close(&probe, false);
+	}
+	if (name == NULL)
+		name_is_missing(&key, "stream");
+	return name;
 }
 
 void

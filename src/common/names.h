@@ -24,7 +24,7 @@ typedef struct StreamNames
 
 extern int32 names_intern(NameKind kind, const char *name, int len);
 extern int32 names_find(NameKind kind, const char *name, int len);
-extern text *names_text(NameKind kind, int32 id, Snapshot snapshot);
+extern text *names_text(NameKind kind, int32 id);
 extern text *names_stream(int64 stream_id, StreamNames *lookup, Snapshot snapshot);
 extern void names_end_streams(StreamNames *lookup);
 extern void names_note_content(int32 category_id, int32 type_id, int64 segment);

@@ -121,7 +121,12 @@ open_stream_probe(Probe *probe, const char *name, int len, LOCKMODE lock,
 			   snapshot, key, 1);
 }
 
-/* Finds a stream's row by name, for readers. */
+/*
+ * Finds a stream's row by name, for readers.  In REPEATABLE READ and SERIALIZABLE
+ * as of now: what the transaction has appended may be in a stream, or in a
+ * segment of it, that its snapshot does not know.  More segments than the
+ * snapshot needs do no harm.
+ */
 bool
 append_find_stream(const char *name, int len, Snapshot snapshot,
 				   StreamInput *found)
@@ -133,8 +138,16 @@ append_find_stream(const char *name, int len, Snapshot snapshot,
 	memset(found, 0, sizeof(StreamInput));
 	found->name = name;
 	found->len = len;
+	if (IsolationUsesXactSnapshot())
+		snapshot = SnapshotSelf;
 	open_stream_probe(&probe, name, len, AccessShareLock, snapshot, &key);
 	exists = probe_next(&probe, ForwardScanDirection);
+	if (!exists && snapshot == SnapshotSelf)
+	{
+		/* it may have moved between the look into the index and at the row */
+		probe_again(&probe, &key, 1);
+		exists = probe_next(&probe, ForwardScanDirection);
+	}
 	if (exists)
 		read_stream_row(&probe, found);
 	probe_close(&probe, false);

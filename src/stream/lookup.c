@@ -123,7 +123,7 @@ put_stream(ReturnSetInfo *result, text *name, int64 id, int32 category_id,
 		!find_edge(id, last_segment, BackwardScanDirection, snapshot, &last))
 		return;
 	values[SI_STREAM] = PointerGetDatum(name);
-	values[SI_CATEGORY] = PointerGetDatum(names_text(NAME_CATEGORY, category_id, snapshot));
+	values[SI_CATEGORY] = PointerGetDatum(names_text(NAME_CATEGORY, category_id));
 	values[SI_VERSION] = Int32GetDatum(last.version);
 	values[SI_CREATED_AT] = TimestampTzGetDatum(created_at);
 	values[SI_FIRST_POSITION] = Int64GetDatum(first.position);

@@ -1152,7 +1152,7 @@ event_values(Reader *reader, Probe *probe, Datum *values, bool *nulls)
 	values[RE_TYPE] = reader->type_name.id == type_id ?
 		PointerGetDatum(&reader->type_name.name) :
 		buffered_name(&reader->type_name, type_id,
-					  names_text(NAME_EVENT_TYPE, type_id, reader->snapshot));
+					  names_text(NAME_EVENT_TYPE, type_id));
 	nulls[RE_TYPE] = false;
 	nulls[RE_SOURCE] = event_nulls[EV_SOURCE_ID - 1];
 	if (!nulls[RE_SOURCE])
@@ -1162,7 +1162,7 @@ event_values(Reader *reader, Probe *probe, Datum *values, bool *nulls)
 		values[RE_SOURCE] = reader->source_name.id == source_id ?
 			PointerGetDatum(&reader->source_name.name) :
 			buffered_name(&reader->source_name, source_id,
-						  names_text(NAME_SOURCE, source_id, reader->snapshot));
+						  names_text(NAME_SOURCE, source_id));
 	}
 	else
 		values[RE_SOURCE] = (Datum) 0;
