@@ -1,0 +1,304 @@
+-- The API as a contract: what clients may rely on. A change here is a change
+-- for them.  Run in any database where pgTAP can be had; it leaves nothing.
+
+BEGIN;
+SET LOCAL client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS pgtap;
+CREATE EXTENSION IF NOT EXISTS event_store;
+SET LOCAL search_path = public, pg_catalog;
+SELECT no_plan();
+
+-- ---------------------------------------------------------------------------
+-- Functions
+-- ---------------------------------------------------------------------------
+
+-- writes: not for PUBLIC
+CREATE TEMPORARY TABLE api (
+	name		text PRIMARY KEY,
+	arguments	text,
+	result		text,
+	volatility	text,
+	parallel	text,
+	language	text,
+	writes		boolean
+) ON COMMIT DROP;
+
+INSERT INTO api VALUES
+	('append',
+	 'stream text, type text, data jsonb, metadata jsonb DEFAULT ''{}''::jsonb, expected_version bigint DEFAULT NULL::bigint, event_id uuid DEFAULT NULL::uuid, occurred_at timestamp with time zone DEFAULT NULL::timestamp with time zone, correlation_id text DEFAULT NULL::text, causation_id uuid DEFAULT NULL::uuid, schema_version integer DEFAULT 1, source text DEFAULT NULL::text',
+	 'event_store.append_result', 'volatile', 'unsafe', 'c', true),
+	('append_events',
+	 'stream text, events jsonb, expected_version bigint DEFAULT NULL::bigint',
+	 'event_store.append_result', 'volatile', 'unsafe', 'c', true),
+	('append_streams',
+	 'appends jsonb',
+	 'SETOF event_store.append_result', 'volatile', 'unsafe', 'c', true),
+	('any_version', '', 'bigint', 'immutable', 'safe', 'sql', false),
+	('stream_exists', '', 'bigint', 'immutable', 'safe', 'sql', false),
+	('read_stream',
+	 'stream text, from_version bigint DEFAULT 1, max_count bigint DEFAULT NULL::bigint, backward boolean DEFAULT false, until_version bigint DEFAULT NULL::bigint, until_time timestamp with time zone DEFAULT NULL::timestamp with time zone',
+	 'SETOF event_store.recorded_event', 'stable', 'restricted', 'c', false),
+	('read_category',
+	 'category text, after_position bigint DEFAULT 0, max_count bigint DEFAULT 1000, types text[] DEFAULT NULL::text[], backward boolean DEFAULT false',
+	 'SETOF event_store.recorded_event', 'volatile', 'unsafe', 'c', false),
+	('read_all',
+	 'after_position bigint DEFAULT 0, max_count bigint DEFAULT 1000, categories text[] DEFAULT NULL::text[], types text[] DEFAULT NULL::text[], backward boolean DEFAULT false',
+	 'SETOF event_store.recorded_event', 'volatile', 'unsafe', 'c', false),
+	('events_since',
+	 'since timestamp with time zone, max_count bigint DEFAULT 1000, categories text[] DEFAULT NULL::text[], types text[] DEFAULT NULL::text[]',
+	 'SETOF event_store.recorded_event', 'volatile', 'unsafe', 'c', false),
+	('find_event',
+	 'event_id uuid, stream text DEFAULT NULL::text',
+	 'SETOF event_store.recorded_event', 'stable', 'restricted', 'c', false),
+	('last_event',
+	 'stream text, type text DEFAULT NULL::text',
+	 'SETOF event_store.recorded_event', 'stable', 'restricted', 'c', false),
+	('trace',
+	 'correlation_id text, max_count bigint DEFAULT NULL::bigint',
+	 'SETOF event_store.recorded_event', 'stable', 'restricted', 'c', false),
+	('stream_version', 'stream text', 'bigint', 'stable', 'restricted', 'c', false),
+	('stream_info',
+	 'stream text, OUT stream text, OUT category text, OUT version integer, OUT created_at timestamp with time zone, OUT first_position bigint, OUT last_position bigint, OUT last_recorded_at timestamp with time zone',
+	 'SETOF record', 'stable', 'restricted', 'c', false),
+	('streams',
+	 'category text DEFAULT NULL::text, after_stream text DEFAULT NULL::text, max_count bigint DEFAULT 1000, OUT stream text, OUT category text, OUT version integer, OUT created_at timestamp with time zone, OUT first_position bigint, OUT last_position bigint, OUT last_recorded_at timestamp with time zone',
+	 'SETOF record', 'stable', 'restricted', 'c', false),
+	('settled_position', '', 'bigint', 'volatile', 'restricted', 'c', false),
+	('last_position', '', 'bigint', 'volatile', 'safe', 'c', false),
+	('publish_settled_position', '', 'bigint', 'volatile', 'unsafe', 'c', true),
+	('set_segment_size', 'positions bigint', 'void', 'volatile', 'unsafe', 'c', true),
+	('prepare_segments', 'ahead integer DEFAULT 2', 'integer', 'volatile', 'unsafe', 'c', true),
+	('segments',
+	 'OUT segment regclass, OUT first_position bigint, OUT last_position bigint',
+	 'SETOF record', 'stable', 'restricted', 'c', false);
+
+-- what the extension needs for itself: triggers and support functions
+CREATE TEMPORARY TABLE internal (name text PRIMARY KEY) ON COMMIT DROP;
+INSERT INTO internal VALUES
+	('refuse_change'), ('advance_position_counter'), ('gather_event'),
+	('write_gathered'), ('read_support');
+
+CREATE TEMPORARY VIEW function AS
+SELECT p.oid, p.proname::text AS name, p.prosecdef, p.proconfig, p.proacl, p.proowner,
+	pg_get_function_arguments(p.oid) AS arguments,
+	pg_get_function_result(p.oid) AS result,
+	CASE p.provolatile WHEN 'i' THEN 'immutable' WHEN 's' THEN 'stable' ELSE 'volatile' END AS volatility,
+	CASE p.proparallel WHEN 's' THEN 'safe' WHEN 'r' THEN 'restricted' ELSE 'unsafe' END AS parallel,
+	l.lanname::text AS language
+FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
+WHERE p.pronamespace = 'event_store'::regnamespace;
+
+SELECT set_eq('SELECT name FROM function',
+	'SELECT name FROM api UNION ALL SELECT name FROM internal',
+	'the schema has these functions and no others');
+SELECT is_empty('SELECT name FROM function GROUP BY name HAVING count(*) > 1',
+	'no function is overloaded, so that no call is ambiguous');
+
+SELECT is(f.arguments, a.arguments, format('arguments of %s()', a.name))
+FROM api a LEFT JOIN function f USING (name) ORDER BY name;
+SELECT is(f.result, a.result, format('result of %s()', a.name))
+FROM api a LEFT JOIN function f USING (name) ORDER BY name;
+SELECT is(f.volatility, a.volatility, format('volatility of %s()', a.name))
+FROM api a LEFT JOIN function f USING (name) ORDER BY name;
+SELECT is(f.parallel, a.parallel, format('parallel safety of %s()', a.name))
+FROM api a LEFT JOIN function f USING (name) ORDER BY name;
+SELECT is(f.language, a.language, format('language of %s()', a.name))
+FROM api a LEFT JOIN function f USING (name) ORDER BY name;
+
+-- A comment opens with the call that it is about, and names each parameter.
+SELECT matches(obj_description(f.oid, 'pg_proc'), '^' || name || '\(',
+	format('the comment on %s() opens with its signature', name))
+FROM function f JOIN api USING (name) ORDER BY name;
+SELECT is_empty($$
+	SELECT f.name, parameter
+	FROM function f JOIN api USING (name) JOIN pg_proc p ON p.oid = f.oid,
+		unnest(p.proargnames) AS parameter
+	WHERE position(parameter IN obj_description(f.oid, 'pg_proc')) = 0$$,
+	'the comment on a function names all its parameters');
+
+-- No name that is reserved, hides a type, or one of pg_catalog's functions with
+-- the same arguments: a call works with the schema in the search_path too.
+SELECT is_empty($$
+	SELECT name FROM api WHERE to_regtype('pg_catalog.' || quote_ident(name)) IS NOT NULL
+	UNION ALL
+	SELECT name FROM api JOIN pg_get_keywords() ON word = name WHERE catcode <> 'U'$$,
+	'no function is named like a type or a keyword');
+SELECT is_empty($$
+	SELECT f.name FROM function f JOIN pg_proc own ON own.oid = f.oid
+	JOIN pg_proc p ON p.proname = f.name AND p.pronamespace = 'pg_catalog'::regnamespace
+		AND p.proargtypes = own.proargtypes$$,
+	'no function hides one of pg_catalog');
+
+-- ---------------------------------------------------------------------------
+-- Types, the view, tables
+-- ---------------------------------------------------------------------------
+
+-- names and types of the columns of a relation or composite type, in order
+CREATE FUNCTION pg_temp.columns_of(relation text) RETURNS text
+LANGUAGE sql AS $$
+	SELECT string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' ORDER BY attnum)
+	FROM pg_attribute
+	WHERE attrelid = relation::regclass AND attnum > 0 AND NOT attisdropped
+$$;
+
+SELECT is(pg_temp.columns_of('event_store.append_result'),
+	'stream text, first_version integer, last_version integer, first_position bigint, last_position bigint, duplicate boolean',
+	'append_result');
+SELECT is(pg_temp.columns_of('event_store.recorded_event'),
+	'position bigint, stream text, version integer, type text, schema_version integer, event_id uuid, recorded_at timestamp with time zone, occurred_at timestamp with time zone, source text, correlation_id text, causation_id uuid, data jsonb, metadata jsonb',
+	'recorded_event');
+SELECT is(pg_temp.columns_of('event_store.events'),
+	pg_temp.columns_of('event_store.recorded_event') || ', category text',
+	'the view has the columns of recorded_event, and category');
+
+SELECT set_eq($$
+	SELECT relname::text FROM pg_class c
+	WHERE relnamespace = 'event_store'::regnamespace AND relkind IN ('r', 'p', 'v')
+	AND NOT relispartition$$,
+	ARRAY['event', 'stream', 'category', 'event_type', 'source', 'segment_content',
+		'position_counter', 'store', 'events'],
+	'the schema has these tables and views and no others');
+
+SELECT is_empty($$
+	SELECT 'schema' WHERE obj_description('event_store'::regnamespace, 'pg_namespace') IS NULL
+	UNION ALL SELECT name FROM function WHERE obj_description(oid, 'pg_proc') IS NULL
+	UNION ALL SELECT relname FROM pg_class
+		WHERE relnamespace = 'event_store'::regnamespace AND relkind IN ('r', 'p', 'v', 'S')
+		AND obj_description(oid, 'pg_class') IS NULL
+	UNION ALL SELECT typname FROM pg_type t JOIN pg_class c ON c.oid = typrelid
+		WHERE typnamespace = 'event_store'::regnamespace AND relkind = 'c'
+		AND obj_description(t.oid, 'pg_type') IS NULL
+	UNION ALL SELECT c.oid::regclass || '.' || attname
+		FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid
+		WHERE relnamespace = 'event_store'::regnamespace AND relkind IN ('r', 'p', 'v', 'c')
+		AND NOT relispartition AND attnum > 0 AND NOT attisdropped
+		AND col_description(attrelid, attnum) IS NULL$$,
+	'everything has a comment');
+
+-- ---------------------------------------------------------------------------
+-- Privileges
+-- ---------------------------------------------------------------------------
+
+SELECT is_empty($$
+	SELECT name FROM function WHERE has_function_privilege('public', oid, 'EXECUTE')
+	AND name IN (SELECT name FROM api WHERE writes
+		UNION ALL SELECT name FROM internal WHERE name <> 'read_support')$$,
+	'PUBLIC may not execute what writes');
+SELECT is_empty($$
+	SELECT name FROM function WHERE NOT has_function_privilege('public', oid, 'EXECUTE')
+	AND name IN (SELECT name FROM api WHERE NOT writes)$$,
+	'PUBLIC may execute what reads: the right to read is that to the view');
+SELECT is_empty($$
+	SELECT c.oid::regclass, privilege_type
+	FROM pg_class c, aclexplode(relacl)
+	WHERE relnamespace = 'event_store'::regnamespace AND grantee = 0
+	UNION ALL
+	SELECT c.oid::regclass, privilege_type
+	FROM pg_class c JOIN pg_attribute ON attrelid = c.oid, aclexplode(attacl)
+	WHERE relnamespace = 'event_store'::regnamespace AND grantee = 0$$,
+	'PUBLIC has no right to any table, view or sequence');
+SELECT ok(NOT has_schema_privilege('public', 'event_store', 'USAGE')
+	AND NOT has_schema_privilege('public', 'event_store', 'CREATE'),
+	'PUBLIC has no right to the schema');
+SELECT is_empty($$
+	SELECT name FROM function WHERE prosecdef
+	AND NOT EXISTS (SELECT FROM unnest(proconfig) AS setting
+		WHERE setting LIKE 'search_path=%')$$,
+	'a function with the rights of its owner has a fixed search_path');
+SELECT is_empty($$
+	SELECT viewname FROM pg_views WHERE schemaname = 'event_store' AND viewname <> 'events'$$,
+	'no other view shows what the tables hide');
+
+-- What the rights are worth.
+CREATE ROLE event_store_contract_reader;
+CREATE ROLE event_store_contract_writer;
+CREATE ROLE event_store_contract_nobody;
+GRANT USAGE ON SCHEMA event_store TO event_store_contract_reader,
+	event_store_contract_writer, event_store_contract_nobody;
+GRANT SELECT ON event_store.events TO event_store_contract_reader;
+GRANT INSERT ON event_store.events TO event_store_contract_writer;
+GRANT EXECUTE ON FUNCTION event_store.append, event_store.append_events, event_store.append_streams
+	TO event_store_contract_writer, event_store_contract_nobody;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO PUBLIC;
+
+CREATE TEMPORARY TABLE call (name text, sql text) ON COMMIT DROP;
+INSERT INTO call VALUES
+	('append', $$SELECT * FROM event_store.append('contract-1', 'called', '{}')$$),
+	('append_events', $$SELECT * FROM event_store.append_events('contract-1', '[{"type": "called", "data": 1}]')$$),
+	('append_streams', $$SELECT * FROM event_store.append_streams('[{"stream": "contract-1", "events": [{"type": "called", "data": 1}]}]')$$),
+	('INSERT', $$INSERT INTO event_store.events (stream, type, data) VALUES ('contract-1', 'called', '1')$$),
+	('read_stream', $$SELECT * FROM event_store.read_stream('contract-1')$$),
+	('read_category', $$SELECT * FROM event_store.read_category('contract')$$),
+	('read_all', $$SELECT * FROM event_store.read_all()$$),
+	('events_since', $$SELECT * FROM event_store.events_since('2000-01-01')$$),
+	('find_event', $$SELECT * FROM event_store.find_event('00000000-0000-0000-0000-000000000001')$$),
+	('last_event', $$SELECT * FROM event_store.last_event('contract-1')$$),
+	('trace', $$SELECT * FROM event_store.trace('c')$$),
+	('stream_version', $$SELECT event_store.stream_version('contract-1')$$),
+	('stream_info', $$SELECT * FROM event_store.stream_info('contract-1')$$),
+	('streams', $$SELECT * FROM event_store.streams()$$),
+	('settled_position', $$SELECT event_store.settled_position()$$),
+	('last_position', $$SELECT event_store.last_position()$$),
+	('segments', $$SELECT * FROM event_store.segments()$$),
+	('events', $$SELECT * FROM event_store.events$$),
+	('publish_settled_position', $$SELECT event_store.publish_settled_position()$$),
+	('set_segment_size', $$SELECT event_store.set_segment_size(100)$$),
+	('prepare_segments', $$SELECT event_store.prepare_segments()$$),
+	('tables', $$SELECT * FROM event_store.event$$),
+	('counter', $$SELECT * FROM event_store.position_counter$$);
+
+-- The SQLSTATE of a call by a role, '00000' where it succeeds.
+CREATE FUNCTION pg_temp.outcome(role text, sql text) RETURNS text
+LANGUAGE plpgsql AS $$
+BEGIN
+	EXECUTE 'SET LOCAL ROLE ' || role;
+	EXECUTE sql;
+	RESET ROLE;
+	RETURN '00000';
+EXCEPTION WHEN OTHERS THEN
+	RETURN SQLSTATE;
+END $$;
+
+-- The writer comes first, so that there is something to be read.
+SELECT is(pg_temp.outcome('event_store_contract_writer', sql),
+	CASE WHEN name IN ('append', 'append_events', 'append_streams', 'INSERT') THEN '00000' ELSE '42501' END,
+	'a writer calls ' || name)
+FROM call ORDER BY name;
+SELECT is(pg_temp.outcome('event_store_contract_reader', sql),
+	CASE WHEN name ~ '^(append|INSERT|publish|set_|prepare|tables|counter)' THEN '42501' ELSE '00000' END,
+	'a reader calls ' || name)
+FROM call ORDER BY name;
+SELECT is(pg_temp.outcome('event_store_contract_nobody', sql), '42501',
+	'who may do neither calls ' || name)
+FROM call ORDER BY name;
+
+-- ---------------------------------------------------------------------------
+-- The extension
+-- ---------------------------------------------------------------------------
+
+SELECT is_empty($$
+	SELECT c.oid::regclass FROM pg_class c
+	JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+	JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'event_store'
+	WHERE relkind IN ('r', 'p', 'S') AND c.oid <> ALL (coalesce(extconfig, '{}'))$$,
+	'what holds data is dumped');
+SELECT is_empty($$
+	SELECT c.oid::regclass FROM pg_class c
+	WHERE relispartition AND relnamespace = 'event_store'::regnamespace
+	AND EXISTS (SELECT FROM pg_depend d
+		WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')$$,
+	'segments are no members of the extension, so that they are dumped as tables');
+SELECT is_empty($$
+	SELECT c.oid::regclass FROM pg_class c
+	WHERE relnamespace = 'event_store'::regnamespace AND relkind IN ('r', 'p', 'v')
+	AND relname NOT IN ('store')
+	AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgname = 'refuse_change')$$,
+	'all that holds events or their names refuses changes');
+SELECT is_empty($$
+	SELECT tgrelid::regclass FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid
+	WHERE relnamespace = 'event_store'::regnamespace AND relkind IN ('r', 'p')
+	AND tgname = 'refuse_change' AND tgenabled <> 'A'$$,
+	'in sessions that replicate, too');
+
+SELECT * FROM finish();
+ROLLBACK;
