@@ -1,9 +1,11 @@
 -- ---------------------------------------------------------------------------
 -- common: the schema, the store's settings, interned names
 --
--- Tables belong to the user who creates the extension (@extowner@), who need
--- not be a superuser; functions stay with the superuser that a trusted
--- extension's script runs as, because they are C.
+-- Tables, and the functions that write, belong to the user who creates the
+-- extension (@extowner@), who need not be a superuser, and who grants them to
+-- others.  A dump then has the grants as made by the owner, and a restore makes
+-- them again for whoever owns the store there.  All functions bear NULL in each
+-- argument, so it does no harm that their owner may alter their strictness.
 -- ---------------------------------------------------------------------------
 
 CREATE SCHEMA event_store;
@@ -74,8 +76,7 @@ SELECT pg_extension_config_dump('event_store.source_id', '');
 CREATE FUNCTION event_store.refuse_change() RETURNS trigger
 LANGUAGE c AS 'MODULE_PATHNAME', 'event_store_refuse_change';
 REVOKE ALL ON FUNCTION event_store.refuse_change() FROM PUBLIC;
--- the owner makes segments, each with this trigger
-GRANT EXECUTE ON FUNCTION event_store.refuse_change() TO @extowner@ WITH GRANT OPTION;
+ALTER FUNCTION event_store.refuse_change() OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.refuse_change() IS
 'trigger: refuses UPDATE, DELETE and TRUNCATE of the table it stands on; raises VE005';
 

@@ -265,6 +265,8 @@ counter_publish(int64 mark)
 		log_row(&counter, &row);
 	}
 	close_counter(&counter, RowExclusiveLock);
+	/* no commit record follows that would send it on its way */
+	XLogFlush(row.logged_lsn);
 	return row.settled_position;
 }
 

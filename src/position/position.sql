@@ -26,6 +26,7 @@ SELECT pg_extension_config_dump('event_store.position_counter', 'WHERE last_posi
 CREATE FUNCTION event_store.advance_position_counter() RETURNS trigger
 LANGUAGE c AS 'MODULE_PATHNAME', 'event_store_advance_position_counter';
 REVOKE ALL ON FUNCTION event_store.advance_position_counter() FROM PUBLIC;
+ALTER FUNCTION event_store.advance_position_counter() OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.advance_position_counter() IS
 'trigger: turns a row that a restore inserts into event_store.position_counter into a move ahead of the counter';
 CREATE TRIGGER advance BEFORE INSERT ON event_store.position_counter
@@ -119,21 +120,21 @@ COMMENT ON FUNCTION event_store.settled_position() IS
 CREATE FUNCTION event_store.publish_settled_position() RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_publish_settled_position';
 REVOKE ALL ON FUNCTION event_store.publish_settled_position() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION event_store.publish_settled_position() TO @extowner@ WITH GRANT OPTION;
+ALTER FUNCTION event_store.publish_settled_position() OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.publish_settled_position() IS
 'publish_settled_position() -> bigint: writes the settled mark where standbys read it, and returns it. Appends do so by themselves about once a second; call it on a schedule if readers on a standby shall see the last events before a pause at once, although positions below them were rolled back.';
 
 CREATE FUNCTION event_store.set_segment_size(positions bigint) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_set_segment_size';
 REVOKE ALL ON FUNCTION event_store.set_segment_size(bigint) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION event_store.set_segment_size(bigint) TO @extowner@ WITH GRANT OPTION;
+ALTER FUNCTION event_store.set_segment_size(bigint) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.set_segment_size(bigint) IS
 'set_segment_size(positions): how many positions each segment holds that is made from now on; those that exist stay as they are. 16 to 1,000,000,000,000, default 1,000,000. Called right after CREATE EXTENSION it holds for the whole store. Raises VE002 out of bounds; wants the owner of the store.';
 
 CREATE FUNCTION event_store.prepare_segments(ahead int DEFAULT 2) RETURNS int
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_prepare_segments';
 REVOKE ALL ON FUNCTION event_store.prepare_segments(int) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION event_store.prepare_segments(int) TO @extowner@ WITH GRANT OPTION;
+ALTER FUNCTION event_store.prepare_segments(int) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.prepare_segments(int) IS
 'prepare_segments(ahead = 2) -> int: makes segments until so many (0 to 1,000) stand ready beyond the one that the next event goes to; returns how many it made. Appends do so by themselves; a scheduled call takes even that off them. Raises VE002 out of bounds.';
 

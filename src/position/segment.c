@@ -15,9 +15,10 @@
  *	  that makes them; nobody waits for it;
  * 2. at need, when a position has no segment after all: by such a worker, too,
  *	  and the appender waits until it is done;
- * 3. at need, when no worker can be had (no slot is free, or the store was made
- *	  in this very transaction): in the appender's transaction.  Appenders that
- *	  need a segment of the same range then wait for its end.
+ * 3. at need, when no worker can be had (no slot becomes free for some seconds,
+ *	  or the store was made in this very transaction): in the appender's
+ *	  transaction.  Appenders that need a segment of the same range then wait
+ *	  for its end.
  *
  * Lock order: segment lock (LOCK_CLASS_SEGMENT), then event_store.event.  The
  * worker gives up on a lock after LOCK_TIMEOUT_MS, since who waits for it may
@@ -38,6 +39,7 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "storage/ipc.h"
+#include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
@@ -63,6 +65,8 @@ PGDLLEXPORT void event_store_segment_worker_main(Datum arg);
 #define SEGMENTS_AHEAD		2
 #define MAX_AHEAD			1000
 #define LOCK_TIMEOUT_MS		"1000"
+#define WORKER_TRIES		300		/* for a free slot, 10 ms apart */
+#define WORKER_PATIENCE		(60 * USECS_PER_SEC)	/* no tries again for so long */
 
 /* what a worker is asked to do, in its bgw_extra */
 typedef struct WorkerOrder
@@ -433,7 +437,7 @@ start_worker(int64 from, int64 to, int ahead, BackgroundWorkerHandle **handle)
 	BackgroundWorker worker;
 	WorkerOrder order;
 
-	if (!guc_segment_worker || !IsUnderPostmaster)
+	if (!guc_segment_worker || !IsUnderPostmaster || max_worker_processes == 0)
 		return false;
 
 	memset(&worker, 0, sizeof(worker));
@@ -463,17 +467,42 @@ start_worker(int64 from, int64 to, int ahead, BackgroundWorkerHandle **handle)
 static bool
 make_by_worker(int64 from, int64 to, int ahead)
 {
+	static TimestampTz gave_up_at = 0;
 	BackgroundWorkerHandle *handle;
 	Relation	event = table_open(catalog_store()->event, AccessShareLock);
 	bool		possible;
 
 	possible = event->rd_createSubid == InvalidSubTransactionId &&
-		!CheckRelationLockedByMe(event, ShareUpdateExclusiveLock, true);
+		!CheckRelationLockedByMe(event, ShareUpdateExclusiveLock, true) &&
+		guc_segment_worker && IsUnderPostmaster && max_worker_processes > 0;
 	table_close(event, NoLock);
-	if (!possible || !start_worker(from, to, ahead, &handle))
+	if (!possible)
 		return false;
+
+	/*
+	 * Where all slots are taken it may be by workers of this kind, and anyhow
+	 * is worth some patience: a segment made by the transaction itself makes
+	 * others wait for its end, and could be their deadlock.
+	 */
+	for (int tries = 0; !start_worker(from, to, ahead, &handle); tries++)
+	{
+		Segment		segment;
+		TimestampTz now = GetCurrentTimestamp();
+
+		if (tries == WORKER_TRIES)
+			gave_up_at = now;
+		if (now - gave_up_at < WORKER_PATIENCE && now >= gave_up_at)
+			return false;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 10, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		segment_refresh();
+		if (find_segment(from, &segment) && find_segment(to, &segment))
+			return true;
+	}
 	(void) WaitForBackgroundWorkerShutdown(handle);
-	AcceptInvalidationMessages();
+	segment_refresh();
 	return true;
 }
 

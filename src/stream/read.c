@@ -33,6 +33,7 @@
 #include "access/transam.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "access/xlog_internal.h"
 #include "catalog/pg_type_d.h"
 #include "funcapi.h"
 #include "lib/binaryheap.h"
@@ -868,6 +869,23 @@ next_segment_by_list(Reader *reader)
  * ----------------------------------------------------------------
  */
 
+/*
+ * The end of the WAL that has been written to its buffers.  At the beginning of
+ * a page PostgreSQL points behind the page's header, which is not there before
+ * the next record is: a flush up to that would fail.
+ */
+static XLogRecPtr
+wal_end(void)
+{
+	XLogRecPtr	end = GetXLogInsertRecPtr();
+
+	if (XLogSegmentOffset(end, wal_segment_size) == SizeOfXLogLongPHD)
+		return end - SizeOfXLogLongPHD;
+	if (end % XLOG_BLCKSZ == SizeOfXLogShortPHD)
+		return end - SizeOfXLogShortPHD;
+	return end;
+}
+
 /* Finds out which transactions are known to be flushed. */
 static void
 advance_durable_horizon(Reader *reader)
@@ -880,7 +898,7 @@ advance_durable_horizon(Reader *reader)
 		reader->durable = true;
 		return;
 	}
-	now = GetXLogInsertRecPtr();
+	now = wal_end();
 	/* the horizon of a backend that was idle for half of all xids */
 	if (TransactionIdIsValid(durable_horizon) &&
 		TransactionIdPrecedes(reader->snapshot->xmin, durable_horizon))
@@ -922,7 +940,7 @@ make_durable(Reader *reader, Probe *probe)
 		return;
 	if (XLogNeedsFlush(TransactionIdGetCommitLSN(xid)))
 	{
-		XLogFlush(GetXLogInsertRecPtr());
+		XLogFlush(wal_end());
 		reader->durable = true;
 	}
 	last_xid = xid;

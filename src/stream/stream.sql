@@ -113,11 +113,13 @@ COMMENT ON COLUMN event_store.events.category IS 'the stream''s category';
 CREATE FUNCTION event_store.gather_event() RETURNS trigger
 LANGUAGE c AS 'MODULE_PATHNAME', 'event_store_gather_event';
 REVOKE ALL ON FUNCTION event_store.gather_event() FROM PUBLIC;
+ALTER FUNCTION event_store.gather_event() OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.gather_event() IS
 'trigger: gathers a row that is inserted into event_store.events; refuses UPDATE and DELETE with VE005';
 CREATE FUNCTION event_store.write_gathered() RETURNS trigger
 LANGUAGE c AS 'MODULE_PATHNAME', 'event_store_write_gathered';
 REVOKE ALL ON FUNCTION event_store.write_gathered() FROM PUBLIC;
+ALTER FUNCTION event_store.write_gathered() OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.write_gathered() IS
 'trigger: appends the rows that gather_event() has gathered';
 CREATE TRIGGER gather INSTEAD OF INSERT OR UPDATE OR DELETE ON event_store.events
@@ -151,7 +153,7 @@ CREATE FUNCTION event_store.append(
 ) RETURNS event_store.append_result
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_append';
 REVOKE ALL ON FUNCTION event_store.append(text, text, jsonb, jsonb, bigint, uuid, timestamptz, text, uuid, int, text) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION event_store.append(text, text, jsonb, jsonb, bigint, uuid, timestamptz, text, uuid, int, text) TO @extowner@ WITH GRANT OPTION;
+ALTER FUNCTION event_store.append(text, text, jsonb, jsonb, bigint, uuid, timestamptz, text, uuid, int, text) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.append(text, text, jsonb, jsonb, bigint, uuid, timestamptz, text, uuid, int, text) IS
 'append(stream, type, data, metadata = {}, expected_version = NULL, event_id = NULL, occurred_at = NULL, correlation_id = NULL, causation_id = NULL, schema_version = 1, source = NULL) -> append_result: appends one event, in the caller''s transaction. stream, type, source, correlation_id: 1 to 1,024 bytes without control characters. data: any JSON value; metadata: a JSON object. expected_version: n exactly n, 0 the stream must not exist, stream_exists() it must, NULL or any_version() don''t care. event_id: default a new UUID version 7; the same id again in the same stream, with the same type, schema version and data, appends nothing and returns the first result with duplicate = true. Raises VE001 (wrong expected version; DETAIL has both), VE002 (invalid argument), VE003 (event id reused with other content), 25006 in a read-only transaction or on a standby.';
 
@@ -162,7 +164,7 @@ CREATE FUNCTION event_store.append_events(
 ) RETURNS event_store.append_result
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_append_events';
 REVOKE ALL ON FUNCTION event_store.append_events(text, jsonb, bigint) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION event_store.append_events(text, jsonb, bigint) TO @extowner@ WITH GRANT OPTION;
+ALTER FUNCTION event_store.append_events(text, jsonb, bigint) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.append_events(text, jsonb, bigint) IS
 'append_events(stream, events, expected_version = NULL) -> append_result: appends a batch to one stream, all or nothing. events: a JSON array of objects with the keys type and data, and if wanted metadata, event_id, occurred_at, correlation_id, causation_id, schema_version, source, each as in append(); any other key is an error. An empty array appends nothing and returns the current version. If all ids of the batch had been appended before, in this order, the first result comes back with duplicate = true; if only some had, or with other content, VE003. At most event_store.max_batch_events events and event_store.max_batch_size of JSON a call. Raises VE001, VE002, VE003, 25006 as append() does.';
 
@@ -171,7 +173,7 @@ CREATE FUNCTION event_store.append_streams(
 ) RETURNS SETOF event_store.append_result
 LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'event_store_append_streams';
 REVOKE ALL ON FUNCTION event_store.append_streams(jsonb) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION event_store.append_streams(jsonb) TO @extowner@ WITH GRANT OPTION;
+ALTER FUNCTION event_store.append_streams(jsonb) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.append_streams(jsonb) IS
 'append_streams(appends) -> setof append_result: appends to several streams, all or nothing. appends: a JSON array of objects with the keys stream and events (as in append_events()) and if wanted expected_version; a stream may stand there once. Returns a row for each, in the order given. Streams are locked in one order, so that two such calls cannot deadlock each other. Raises VE001, VE002, VE003, 25006 as append() does.';
 
