@@ -82,7 +82,9 @@ SELECT position, stream, version, type FROM event_store.read_all();
 -- the schema's name must be free
 DROP EXTENSION event_store;
 CREATE SCHEMA event_store;
+\set VERBOSITY terse
 CREATE EXTENSION event_store;
+\set VERBOSITY default
 DROP SCHEMA event_store;
 DO $$ BEGIN EXECUTE format('REVOKE CREATE ON DATABASE %I FROM es_owner', current_database()); END $$;
 DROP ROLE es_owner;

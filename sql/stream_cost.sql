@@ -46,8 +46,8 @@ INSERT INTO event_store.events (stream, type, data) SELECT 'order-' || i % 5000 
 VACUUM event_store.stream, event_store.segment_content;
 SELECT count(*) > 40 FROM event_store.segments();
 UPDATE reads SET large = buffers(statement);
--- an index may be one level higher
-SELECT n, statement, CASE WHEN large <= small * 1.5 + 8 THEN 'as much' ELSE format('MORE: %s, then %s', small, large) END FROM reads ORDER BY n;
+-- an index may be one level higher, and what is read may lie in one segment more
+SELECT n, statement, CASE WHEN large <= small * 1.5 + 20 THEN 'as much' ELSE format('MORE: %s, then %s', small, large) END FROM reads ORDER BY n;
 -- a stream over many segments: the end costs no more than with few
 INSERT INTO event_store.events (stream, type, data) SELECT 'long-1', 'Placed', to_jsonb(i) FROM generate_series(1, 600) i;
 SELECT buffers('SELECT * FROM event_store.read_stream(''long-1'', 550, 1)') AS few,

@@ -97,6 +97,29 @@ foreach my $call (
 	ok(flushed_after($committed, $sql), "a flush comes before: $call");
 }
 
+# VACUUM may freeze an event before its commit is flushed. That it no longer
+# shows whose it is does not make it durable.
+{
+	my $known = EventStoreTest::Session->new($node, 'postgres');
+	my $frozen = 0;
+
+	$known->run('SELECT count(*) FROM event_store.read_all()');
+	foreach (1 .. 5)
+	{
+		my (undef, $committed) = append_unflushed();
+		my $flushed = $node->safe_psql('postgres',
+			"VACUUM (FREEZE) event_store.event;\nSELECT pg_current_wal_flush_lsn()");
+
+		next if lsn_value($flushed) >= lsn_value($committed);
+		$frozen = 1;
+		$known->run('SELECT count(*) FROM event_store.read_all(0, NULL)');
+		cmp_ok(lsn_value($known->run('SELECT pg_current_wal_flush_lsn()')),
+			'>=', lsn_value($committed), 'a flush comes before a frozen event');
+		last;
+	}
+	ok($frozen, 'an event was frozen before its commit was flushed');
+}
+
 # A read that hands out nothing has nothing to flush, nor has the view: where
 # the effect is in the same database, none is wanted.
 {

@@ -57,6 +57,9 @@
  */
 #define MAX_RANGES	256
 
+/* transactions between the durable horizon and a snapshot, at most */
+#define MAX_HORIZON_AGE	1000000
+
 /* a pair of category and type in a segment */
 typedef struct Pair
 {
@@ -899,13 +902,13 @@ advance_durable_horizon(Reader *reader)
 		return;
 	}
 	now = wal_end();
-	/* the horizon of a backend that was idle for half of all xids */
-	if (TransactionIdIsValid(durable_horizon) &&
-		TransactionIdPrecedes(reader->snapshot->xmin, durable_horizon))
-		durable_horizon = next_horizon = InvalidTransactionId;
-	if (!TransactionIdIsValid(durable_horizon))
+	/*
+	 * A backend that was idle for long begins anew: the commit log may not go
+	 * back to its horizon any more.
+	 */
+	if (!TransactionIdIsValid(durable_horizon) ||
+		(uint32) (reader->snapshot->xmin - durable_horizon) > MAX_HORIZON_AGE)
 	{
-		/* once in a backend's life */
 		XLogFlush(now);
 		durable_horizon = reader->snapshot->xmin;
 		next_horizon = InvalidTransactionId;
@@ -932,9 +935,14 @@ make_durable(Reader *reader, Probe *probe)
 	HeapTuple	tuple = ExecFetchSlotHeapTuple(probe->slot, false, NULL);
 	TransactionId xid;
 
-	if (HeapTupleHeaderXminFrozen(tuple->t_data))
+	/*
+	 * VACUUM may have frozen what is not flushed yet, and leaves the xid. That of
+	 * long ago may look as if it were of the future.
+	 */
+	xid = HeapTupleHeaderGetRawXmin(tuple->t_data);
+	if (!TransactionIdIsNormal(xid) ||
+		!TransactionIdPrecedes(xid, reader->snapshot->xmax))
 		return;
-	xid = HeapTupleHeaderGetXmin(tuple->t_data);
 	if (xid == last_xid || TransactionIdPrecedes(xid, durable_horizon) ||
 		TransactionIdIsCurrentTransactionId(xid))
 		return;
