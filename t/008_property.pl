@@ -26,7 +26,7 @@ srand($seed);
 note "seed $seed (EVENT_STORE_SEED), $calls calls (EVENT_STORE_PROPERTY_CALLS)";
 
 my $node = new_node('property');
-create_store($node, 'postgres', 16);
+create_store($node, 'postgres', 40);
 $node->safe_psql('postgres', <<'EOT');
 CREATE SCHEMA model;
 CREATE TABLE model.event (
@@ -295,7 +295,18 @@ my $serial = 0;
 
 sub pick { return $_[ rand @_ ] }
 
-sub some_stream { return pick('a-1', 'a-2', 'a-3', 'b-1', 'b-2', 'plain', 'c-x-y') }
+# Few names, so that calls meet, and now and then one that may be new.
+sub some_stream
+{
+	return pick('a-1', 'a-2', 'a-3', 'b-1', 'b-2', 'plain', 'c-x-y') if rand() < 0.9;
+	return 'new' . int(rand 40) . '-1';
+}
+
+sub some_type
+{
+	return pick('opened', 'moved', 'moved', 'closed') if rand() < 0.9;
+	return 'new' . int rand 60;
+}
 
 sub some_data
 {
@@ -305,13 +316,13 @@ sub some_data
 
 sub some_event
 {
-	my @keys = (qq("type": "@{[ pick('opened', 'moved', 'moved', 'closed') ]}"),
+	my @keys = (qq("type": "@{[ some_type() ]}"),
 		qq("data": @{[ some_data() ]}));
 
 	push @keys, '"metadata": {"by": "someone"}' if rand() < 0.3;
 	push @keys, '"schema_version": ' . int(1 + rand 3) if rand() < 0.2;
 	push @keys, '"correlation_id": "c' . int(rand 9) . '"' if rand() < 0.3;
-	push @keys, '"source": "' . pick('here', 'there') . '"' if rand() < 0.3;
+	push @keys, '"source": "' . pick('here', 'there', 'new' . int rand 60) . '"' if rand() < 0.3;
 	push @keys,
 	  sprintf '"event_id": "00000000-0000-0000-0000-%012d"', ++$serial
 	  if rand() < 0.5;
@@ -416,7 +427,7 @@ sub some_call
 	elsif ($kind eq 'batch')
 	{
 		my $stream = rand() < 0.02 ? '' : some_stream();
-		(undef, $appends[0]) = some_append($stream, pick(0, 1, 2, 5, 12, 40));
+		(undef, $appends[0]) = some_append($stream, pick(0, 1, 2, 5, 12, 30));
 	}
 	else
 	{
@@ -444,7 +455,7 @@ sub some_read
 	my $limit = pick('NULL', 0, 1, 3, 50);
 	my $after = pick(0, 0, 1, 17, 40, 1_000_000);
 	my $types = pick('NULL::text[]', q('{moved}'::text[]), q('{opened,closed}'::text[]),
-		q('{nothing}'::text[]), q('{}'::text[]));
+		q('{nothing}'::text[]), q('{}'::text[]), qq('{@{[ some_type() ]},new1}'::text[]));
 	my $kind = pick('stream', 'category', 'all', 'last', 'trace', 'streams');
 	my $bound = $order eq 'false' ? "position > $after"
 	  : $after ? "position < $after" : 'true';
@@ -471,7 +482,8 @@ sub some_read
 	}
 	elsif ($kind eq 'all')
 	{
-		my $categories = pick('NULL::text[]', q('{a}'::text[]), q('{b,c,none}'::text[]));
+		my $categories = pick('NULL::text[]', q('{a}'::text[]), q('{b,c,none}'::text[]),
+			q('{new1,new2,new3,plain}'::text[]));
 		my $category = $categories =~ /NULL/ ? 'true'
 		  : "split_part(stream, '-', 1) = ANY ($categories)";
 
@@ -584,7 +596,7 @@ foreach my $number (1 .. $calls)
 			$outcome{ $result =~ /^(VE...)/ ? $1 : $result =~ /t / ? 'duplicate' : 'appended' }++;
 		}
 	}
-	if ($number % 25 == 0)
+	if ($number % 40 == 0)
 	{
 		my @differences = $session->run('SELECT * FROM model.difference()');
 
