@@ -265,11 +265,37 @@ lookup_name(const NameTable *table, Datum name, Snapshot snapshot,
 	return found;
 }
 
+static bool
+id_is_taken(const NameTable *table, int32 id)
+{
+	SnapshotData dirty;
+	ScanKeyData key;
+	Probe		probe;
+	bool		found;
+
+	InitDirtySnapshot(dirty);
+	key_int32(&key, 1, BTEqualStrategyNumber, id);
+	probe_open(&probe, table->table, table->id_index, AccessShareLock,
+			   &dirty, &key, 1);
+	found = probe_next(&probe, ForwardScanDirection);
+	probe_close(&probe, false);
+	return found;
+}
+
 static int32
 insert_name(const NameTable *table, Datum name)
 {
-	int64		id = nextval_internal(table->id_sequence, false);
+	int64		id;
 	Datum		values[2];
+
+	/*
+	 * A sequence can fall back in a crash, where its page was copied together
+	 * with the database (CREATE DATABASE with STRATEGY wal_log) and no record
+	 * of it was written since.
+	 */
+	do
+		id = nextval_internal(table->id_sequence, false);
+	while (id_is_taken(table, (int32) id));
 
 	values[NAME_ATT_ID - 1] = Int32GetDatum((int32) id);
 	values[NAME_ATT_NAME - 1] = name;
