@@ -415,6 +415,10 @@ event_store_segment_worker_main(Datum arg)
 	(void) set_config_option("lock_timeout", LOCK_TIMEOUT_MS,
 							 PGC_SUSET, PGC_S_OVERRIDE,
 							 GUC_ACTION_SET, true, 0, false);
+	/* of two that block each other, DROP EXTENSION say, the worker gives way */
+	(void) set_config_option("deadlock_timeout", "20ms",
+							 PGC_SUSET, PGC_S_OVERRIDE,
+							 GUC_ACTION_SET, true, 0, false);
 	(void) set_config_option("default_transaction_read_only", "off",
 							 PGC_SUSET, PGC_S_OVERRIDE,
 							 GUC_ACTION_SET, true, 0, false);
