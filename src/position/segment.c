@@ -86,6 +86,9 @@ static uint64 map_generation = 0;
 static Oid	map_event = InvalidOid;
 static MemoryContext map_context = NULL;
 
+/* a segment size that was set in this transaction, which no worker sees */
+static bool size_is_new = false;
+
 /* ----------------------------------------------------------------
  * The map
  * ----------------------------------------------------------------
@@ -476,7 +479,7 @@ make_by_worker(int64 from, int64 to, int ahead)
 	Relation	event = table_open(catalog_store()->event, AccessShareLock);
 	bool		possible;
 
-	possible = event->rd_createSubid == InvalidSubTransactionId &&
+	possible = event->rd_createSubid == InvalidSubTransactionId && !size_is_new &&
 		!CheckRelationLockedByMe(event, ShareUpdateExclusiveLock, true) &&
 		guc_segment_worker && IsUnderPostmaster && max_worker_processes > 0;
 	table_close(event, NoLock);
@@ -553,7 +556,7 @@ segment_notice(int64 first, int64 last)
 	int64		left;
 	int64		point;
 
-	if (index >= map_count || map_count - index - 1 >= SEGMENTS_AHEAD)
+	if (index >= map_count || map_count - index - 1 >= SEGMENTS_AHEAD || size_is_new)
 		return;
 	left = (map[index].end - map[index].first) / 2;
 	point = map[index].first + left;
@@ -613,7 +616,16 @@ event_store_set_segment_size(PG_FUNCTION_ARGS)
 							  1, types, values, NULL, false, 0) < 0)
 		elog(ERROR, "could not write event_store.store");
 	SPI_finish();
+	size_is_new = true;
 	PG_RETURN_VOID();
+}
+
+static void
+forget_size(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
+		event == XACT_EVENT_PREPARE)
+		size_is_new = false;
 }
 
 Datum
@@ -664,4 +676,5 @@ segment_init(void)
 										"event_store segments",
 										ALLOCSET_SMALL_SIZES);
 	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+	RegisterXactCallback(forget_size, NULL);
 }

@@ -345,6 +345,8 @@ lock_stream(StreamInput *stream, int *made)
 			held_locks++;
 			stream->holds_lock = false;
 		}
+		else if (stream->nevents == 0)
+			release_stream(stream); /* nothing will be written */
 		else if (*made < MAX_HELD)
 			(*made)++;
 		else
