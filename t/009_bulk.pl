@@ -119,6 +119,18 @@ is($bulk->{sqlstate}, '00000', '100,000 calls in one transaction');
 $bulk->run('ROLLBACK');
 query_is($node, 'postgres', 'rolled back as a whole', '0',
 	q(SELECT event_store.stream_version('single-77777')));
+# Many streams in one call of append_streams(), some of them with nothing to
+# append: those are not made.
+query_is($node, 'postgres', 'streams without events in a batch', '2000|1000|0', <<'EOT');
+CREATE TEMPORARY TABLE result AS SELECT * FROM event_store.append_streams(
+	(SELECT jsonb_agg(jsonb_build_object('stream', 'batch-' || n, 'events',
+		CASE WHEN n % 2 = 0 THEN '[]' ELSE '[{"type": "happened", "data": 1}]'::jsonb END))
+	FROM generate_series(1, 2000) n));
+SELECT count(*), count(first_version),
+	(SELECT count(*) FROM event_store.stream s
+	WHERE NOT EXISTS (SELECT FROM event_store.event e WHERE e.stream_id = s.id))
+FROM result
+EOT
 query_is($node, 'postgres', 'no lock is left', '0',
 	q(SELECT count(*) FROM pg_locks WHERE locktype IN ('userlock', 'tuple')));
 query_is($node, 'postgres', 'versions are dense', '', <<'EOT');

@@ -89,6 +89,17 @@ EOT
 
 my $node = new_node('segments');
 
+# The size that a transaction sets holds for the segments that it needs itself.
+$node->safe_psql('postgres', 'CREATE DATABASE sized');
+query_is($node, 'sized', 'a size that was set just now holds', 'event_store.event_1|1|32', <<'EOT');
+CREATE EXTENSION event_store;
+BEGIN;
+SELECT event_store.set_segment_size(32) \g /dev/null
+SELECT event_store.append('s-1', 'happened', '{}') \g /dev/null
+COMMIT;
+SELECT * FROM event_store.segments() ORDER BY first_position LIMIT 1;
+EOT
+
 create_store($node, 'plenty', 16);
 load_and_check($node, 'plenty', 'workers in plenty');
 
