@@ -180,15 +180,23 @@ sub count_lines
 	return $count;
 }
 
-# Every process of the server, killed at once, like a machine that dies.
+# Every process of the server, killed at once, like a machine that dies. The
+# postmaster is stopped first, so that none is started meanwhile.
 sub kill_everything
 {
-	my @pids = split /\n/,
-	  $node->safe_psql('postgres', 'SELECT pid FROM pg_stat_activity');
+	my $postmaster = (split /\n/, slurp_file($node->data_dir . '/postmaster.pid'))[0];
+	my @pids;
 
-	$node->kill9;
+	kill 'STOP', $postmaster;
+	foreach my $stat (glob '/proc/[0-9]*/stat')
+	{
+		open my $file, '<', $stat or next;    # it has gone
+		my ($pid, $parent) = (<$file> // '') =~ /^(\d+) \(.*\) \S (\d+)/s;
+		push @pids, $pid if $parent && $parent == $postmaster;
+	}
 	kill 'KILL', @pids;
-	wait_until(sub { !kill(0, @pids) }) or die 'processes survived';
+	$node->kill9;
+	wait_until(sub { !kill(0, @pids, $postmaster) }) or die 'processes survived';
 	return;
 }
 
