@@ -345,8 +345,9 @@ sub result
 	}
 	$self->{buffer} =~ s/\A(.*?)$end//s;
 	my $answer = $1;
-	# psql has no SQLSTATE for the loss of a connection
-	$self->{lost} = 1 if $2 eq '';
+	# psql has no SQLSTATE for the loss of a connection, unless the server could
+	# still say why it ends it (57P01 … 57P03)
+	$self->{lost} = 1 if $2 eq '' || $2 =~ /\A57P0[123]\z/;
 	$self->{sqlstate} = $2 || 'lost';
 
 	my (@rows, @messages);
