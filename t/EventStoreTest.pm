@@ -273,6 +273,7 @@ use strict;
 use warnings;
 
 use Carp;
+use Errno;
 use IPC::Open3;
 use Time::HiRes qw(time);
 
@@ -332,8 +333,10 @@ sub result
 		my $ready = '';
 
 		vec($ready, fileno($self->{out}), 1) = 1;
-		select($ready, undef, undef, $deadline - time) > 0
-		  or croak "timed out waiting for a command: $self->{buffer}";
+		my $found = select($ready, undef, undef, $deadline - time);
+		next if $found < 0 && $!{EINTR};
+		croak "timed out waiting for a command: $self->{buffer}"
+		  if $found <= 0;
 		unless (sysread $self->{out}, $self->{buffer}, 65536,
 			length $self->{buffer})
 		{

@@ -46,31 +46,48 @@ typedef struct Edge
 	TimestampTz recorded_at;
 } Edge;
 
+/*
+ * The first or last event of a stream in those of its segments.  The snapshot
+ * may know none of the later ones: a stream's row is read as of now in
+ * REPEATABLE READ.
+ */
 static bool
-find_edge(int64 stream_id, int64 segment_first, ScanDirection direction,
-		  Snapshot snapshot, Edge *edge)
+find_edge(int64 stream_id, const int64 *segments, int nsegments,
+		  ScanDirection direction, Snapshot snapshot, Edge *edge)
 {
-	int			index = segment_index_for(segment_first);
-	Segment		segment;
-	ScanKeyData key;
-	Probe		probe;
-	bool		found;
-	bool		isnull;
+	bool		forward = ScanDirectionIsForward(direction);
+	bool		found = false;
 
-	if (index >= segment_count())
-		return false;
-	segment = segment_at(index);
-	key_int64(&key, 1, BTEqualStrategyNumber, stream_id);
-	probe_open_segment(&probe, segment.relid, INDEX_STREAM,
-					   AccessShareLock, snapshot, &key, 1);
-	found = probe_next(&probe, direction);
-	if (found)
+	if (nsegments > 0)
+		(void) segment_index_of(segments[nsegments - 1]);
+	for (int pair = forward ? 0 : nsegments - 2;
+		 !found && pair >= 0 && pair < nsegments;
+		 pair += forward ? 2 : -2)
 	{
-		edge->version = probe_int32(&probe, EV_VERSION);
-		edge->position = probe_int64(&probe, EV_POSITION);
-		edge->recorded_at = DatumGetTimestampTz(probe_value(&probe, EV_RECORDED_AT, &isnull));
+		int			low = segment_index_for(segments[pair]);
+		int			high = segment_index_for(segments[pair + 1]);
+
+		high = Min(high, segment_count() - 1);
+		for (int i = forward ? low : high; !found && i >= low && i <= high; i += forward ? 1 : -1)
+		{
+			ScanKeyData key;
+			Probe		probe;
+			bool		isnull;
+
+			key_int64(&key, 1, BTEqualStrategyNumber, stream_id);
+			probe_open_segment(&probe, segment_at(i).relid, INDEX_STREAM,
+							   AccessShareLock, snapshot, &key, 1);
+			found = probe_next(&probe, direction);
+			if (found)
+			{
+				edge->version = probe_int32(&probe, EV_VERSION);
+				edge->position = probe_int64(&probe, EV_POSITION);
+				edge->recorded_at =
+					DatumGetTimestampTz(probe_value(&probe, EV_RECORDED_AT, &isnull));
+			}
+			probe_close(&probe, false);
+		}
 	}
-	probe_close(&probe, false);
 	return found;
 }
 
@@ -100,9 +117,8 @@ event_store_stream_version(PG_FUNCTION_ARGS)
 	name = stream_argument(fcinfo, 0);
 	snapshot = RegisterSnapshot(GetActiveSnapshot());
 	segment_refresh();
-	if (append_find_stream(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name), snapshot, &stream) &&
-		stream.nsegments > 0)
-		(void) find_edge(stream.id, stream.segments[stream.nsegments - 1],
+	if (append_find_stream(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name), snapshot, &stream))
+		(void) find_edge(stream.id, stream.segments, stream.nsegments,
 						 BackwardScanDirection, snapshot, &edge);
 	UnregisterSnapshot(snapshot);
 	PG_RETURN_INT64(edge.version);
@@ -111,7 +127,7 @@ event_store_stream_version(PG_FUNCTION_ARGS)
 /* A row of stream_info() or streams(). */
 static void
 put_stream(ReturnSetInfo *result, text *name, int64 id, int32 category_id,
-		   TimestampTz created_at, int64 first_segment, int64 last_segment,
+		   TimestampTz created_at, const int64 *segments, int nsegments,
 		   Snapshot snapshot)
 {
 	Datum		values[SI_NATTS];
@@ -119,8 +135,8 @@ put_stream(ReturnSetInfo *result, text *name, int64 id, int32 category_id,
 	Edge		first;
 	Edge		last;
 
-	if (!find_edge(id, first_segment, ForwardScanDirection, snapshot, &first) ||
-		!find_edge(id, last_segment, BackwardScanDirection, snapshot, &last))
+	if (!find_edge(id, segments, nsegments, ForwardScanDirection, snapshot, &first) ||
+		!find_edge(id, segments, nsegments, BackwardScanDirection, snapshot, &last))
 		return;
 	values[SI_STREAM] = PointerGetDatum(name);
 	values[SI_CATEGORY] = PointerGetDatum(names_text(NAME_CATEGORY, category_id));
@@ -145,11 +161,9 @@ event_store_stream_info(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	snapshot = RegisterSnapshot(GetActiveSnapshot());
 	segment_refresh();
-	if (append_find_stream(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name), snapshot, &stream) &&
-		stream.nsegments > 0)
+	if (append_find_stream(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name), snapshot, &stream))
 		put_stream(result, name, stream.id, stream.category_id, stream.created_at,
-				   stream.segments[0], stream.segments[stream.nsegments - 1],
-				   snapshot);
+				   stream.segments, stream.nsegments, snapshot);
 	UnregisterSnapshot(snapshot);
 	return (Datum) 0;
 }
@@ -225,7 +239,7 @@ event_store_streams(PG_FUNCTION_ARGS)
 			put_stream(result, name, probe_int64(&probe, ST_ID),
 					   probe_int32(&probe, ST_CATEGORY_ID),
 					   DatumGetTimestampTz(probe_value(&probe, ST_CREATED_AT, &isnull)),
-					   values[0], values[count - 1], snapshot);
+					   values, count, snapshot);
 			left--;
 			CHECK_FOR_INTERRUPTS();
 		}
