@@ -35,9 +35,6 @@ typedef struct Segment
 } Segment;
 
 extern void segment_refresh(void);
-extern void segment_catch_up(void);
-extern int	segment_index_of(int64 first);
-extern int64 segment_map_end(void);
 extern int	segment_count(void);
 extern Segment segment_at(int index);
 extern int	segment_index_for(int64 position);

@@ -66,8 +66,6 @@ PGDLLEXPORT void event_store_segment_worker_main(Datum arg);
 #define MAX_AHEAD			1000
 #define LOCK_TIMEOUT_MS		"1000"
 #define WORKER_TRIES		300		/* for a free slot, 10 ms apart */
-#define CATCH_UP_TRIES		100		/* two standby moments apart at most */
-#define STANDBY_MOMENT		5000	/* microseconds */
 #define WORKER_PATIENCE		(60 * USECS_PER_SEC)	/* no tries again for so long */
 
 /* what a worker is asked to do, in its bgw_extra */
@@ -160,6 +158,9 @@ load_map(void)
  * To be called once a snapshot is taken, or a lock obtained, by whose state the
  * map is going to be used.  Where all locks are held already, nothing else would
  * make PostgreSQL look for messages about new segments.
+ *
+ * That is enough: who makes a segment holds AccessExclusiveLock on it until his
+ * messages are sent, so nobody's event is in it before that.
  */
 void
 segment_refresh(void)
@@ -204,74 +205,6 @@ segment_index_for(int64 position)
 			high = middle;
 	}
 	return low;
-}
-
-/* The first position that no segment reaches. */
-int64
-segment_map_end(void)
-{
-	load_map();
-	return map_count > 0 ? map[map_count - 1].end : 1;
-}
-
-/*
- * Takes in all segments that the snapshots of now can show.
- *
- * Who makes a segment becomes visible a moment before his messages about it
- * are sent, and lets go of the segment lock a moment after that
- * (CommitTransaction()).  So where that lock is free, or held by somebody who
- * runs, the messages of all that are visible have been sent.  Somebody in
- * between is no conflict for GetLockConflicts(), and done in microseconds.
- *
- * On a standby it is the startup process that is in between, and no lock tells.
- */
-void
-segment_catch_up(void)
-{
-	if (RecoveryInProgress())
-		pg_usleep(STANDBY_MOMENT);
-	else
-	{
-		LOCKTAG		tag;
-		int			running;
-
-		locks_set_tag(&tag, LOCK_CLASS_SEGMENT, 0);
-		for (;;)
-		{
-			if (LockAcquire(&tag, ShareLock, false, true) != LOCKACQUIRE_NOT_AVAIL)
-			{
-				(void) LockRelease(&tag, ShareLock, false);
-				break;
-			}
-			(void) GetLockConflicts(&tag, ShareLock, &running);
-			if (running > 0)
-				break;
-			CHECK_FOR_INTERRUPTS();
-			pg_usleep(100);
-		}
-	}
-	AcceptInvalidationMessages();
-}
-
-/*
- * The number of the segment that begins at a position, of which a row tells
- * that can be seen: if it is beyond all that are known, it will be known in a
- * moment.  -1 if there is none.
- */
-int
-segment_index_of(int64 first)
-{
-	int			index = segment_index_for(first);
-
-	for (int tries = 0; tries < CATCH_UP_TRIES && unlikely(index >= map_count); tries++)
-	{
-		if (tries > 0)
-			pg_usleep(STANDBY_MOMENT);
-		CHECK_FOR_INTERRUPTS();
-		segment_catch_up();
-		index = segment_index_for(first);
-	}
-	return index < map_count && map[index].first == first ? index : -1;
 }
 
 static bool

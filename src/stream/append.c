@@ -418,13 +418,12 @@ read_version(StreamInput *stream)
 	if (stream->id == 0 || stream->nsegments == 0)
 		return;
 	latest = stream->segments[stream->nsegments - 1];
-	index = segment_index_of(latest);
-	if (index < 0)
+	index = segment_index_for(latest);
+	if (index >= segment_count() || (segment = segment_at(index)).first != latest)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_STORE_DAMAGED),
 				 errmsg("the segment at position %lld of stream \"%s\" is missing",
 						(long long) latest, pnstrdup(stream->name, stream->len))));
-	segment = segment_at(index);
 	key_int64(&key, 1, BTEqualStrategyNumber, stream->id);
 	probe_open_segment(&probe, segment.relid, INDEX_STREAM,
 					   RowExclusiveLock, SnapshotSelf, &key, 1);

@@ -58,8 +58,6 @@ find_edge(int64 stream_id, const int64 *segments, int nsegments,
 	bool		forward = ScanDirectionIsForward(direction);
 	bool		found = false;
 
-	if (nsegments > 0)
-		(void) segment_index_of(segments[nsegments - 1]);
 	for (int pair = forward ? 0 : nsegments - 2;
 		 !found && pair >= 0 && pair < nsegments;
 		 pair += forward ? 2 : -2)

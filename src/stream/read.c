@@ -731,34 +731,11 @@ position_since(Reader *reader, TimestampTz since)
  * ----------------------------------------------------------------
  */
 
-/*
- * Sees to it that segments up to a position are known, if there are any: the
- * counter may have run ahead of them, or jumped.
- */
-static void
-reach(int64 position)
-{
-	static int64 reached = 0;
-
-	if (likely(position < segment_map_end()))
-		return;
-	/* one wait is enough for a standby whose primary is at rest */
-	if (RecoveryInProgress() && position == reached)
-		return;
-	segment_catch_up();
-	reached = position;
-}
-
 static void
 list_segments(Reader *reader, const StreamInput *stream)
 {
 	int			room = 16;
 
-	/* the latest ones may not be known yet */
-	if (stream == NULL)
-		reach(RecoveryInProgress() ? counter_published_mark() : counter_read());
-	else if (stream->nsegments > 0)
-		(void) segment_index_of(stream->segments[stream->nsegments - 1]);
 	reader->by_list = true;
 	reader->list = palloc(sizeof(Segment) * room);
 	for (int pair = 0; pair < (stream == NULL ? 2 : stream->nsegments); pair += 2)
@@ -1007,7 +984,6 @@ reader_open(const ReadRequest *request)
 				reader->counts.mark = settled_mark();
 				reader->snapshot = RegisterSnapshot(GetLatestSnapshot());
 				segment_refresh();
-				reach(reader->counts.mark);
 				if (request->by_category)
 					reader->categories = ids_of_names(NAME_CATEGORY, &request->categories);
 				if (request->by_type)
