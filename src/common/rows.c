@@ -484,13 +484,13 @@ insert_index_entries(Relation segment, IndexEntry *it,
 }
 
 /*
- * Inserts the rows of events into a segment.  The tuples stand in the caller's
- * memory; what is allocated here is left to the caller's context.
+ * Inserts the rows of events into a segment, which is open and locked.  The
+ * tuples stand in the caller's memory; what is allocated here is left to the
+ * caller's context.
  */
 void
-rows_insert_events(Oid segment_oid, HeapTuple *tuples, int ntuples)
+rows_insert_events(Relation segment, HeapTuple *tuples, int ntuples)
 {
-	Relation	segment = table_open(segment_oid, RowExclusiveLock);
 	SegmentEntry *entry = segment_entry(segment);
 	CommandId	cid = GetCurrentCommandId(true);
 	int			nslots = Min(ntuples, CHUNK_ROWS);
@@ -522,7 +522,6 @@ rows_insert_events(Oid segment_oid, HeapTuple *tuples, int ntuples)
 	}
 	for (int i = 0; i < nslots; i++)
 		ExecDropSingleTupleTableSlot(slots[i]);
-	table_close(segment, NoLock);
 }
 
 /* ----------------------------------------------------------------

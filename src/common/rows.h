@@ -51,7 +51,7 @@ extern void key_uuid(ScanKey key, int attno, Datum value);
 extern void probe_open_segment(Probe *probe, Oid segment, SegmentIndex which,
 							   LOCKMODE lock, Snapshot snapshot,
 							   ScanKey keys, int nkeys);
-extern void rows_insert_events(Oid segment, HeapTuple *tuples, int ntuples);
+extern void rows_insert_events(Relation segment, HeapTuple *tuples, int ntuples);
 extern CatalogIndexState rows_open_small(Oid relid, Relation *rel);
 extern void rows_close_small(Relation rel, CatalogIndexState indexes);
 extern void rows_insert_small(Oid relid, Datum *values);

@@ -525,8 +525,8 @@ find_duplicate(const StreamInput *stream, EventInput *event)
 				event->version = probe_int32(&probe, EV_VERSION);
 				event->position = probe_int64(&probe, EV_POSITION);
 			}
-			/* fewer than MAX_HELD locks stay; the rest is not needed longer */
-			probe_close(&probe, false);
+			/* the latest segment is about to be written, the others are not */
+			probe_close(&probe, index == latest);
 			if (found)
 				return true;
 		}
@@ -1022,7 +1022,7 @@ write_events(AppendBatch *append, int nnew, int64 last_position, TimestampTz rec
 		if (event->position >= segment.end)
 		{
 			if (ntuples > 0)
-				rows_insert_events(segment.relid, tuples, ntuples);
+				rows_insert_events(rel, tuples, ntuples);
 			ntuples = 0;
 			if (rel != NULL)
 				table_close(rel, NoLock);
@@ -1040,7 +1040,7 @@ write_events(AppendBatch *append, int nnew, int64 last_position, TimestampTz rec
 		}
 		tuples[ntuples++] = form_event(desc, stream, event, recorded_at);
 	}
-	rows_insert_events(segment.relid, tuples, ntuples);
+	rows_insert_events(rel, tuples, ntuples);
 	table_close(rel, NoLock);
 	pfree(tuples);
 }
