@@ -60,17 +60,38 @@ typedef struct NameEntry
 	char	   *name;			/* not terminated */
 } NameEntry;
 
-typedef struct IdKey
-{
-	int64		id;
-	int64		kind;			/* a NameKind, or NAME_KINDS for streams */
-} IdKey;
-
+/*
+ * Names by id: looked up for every event that is read, mostly of streams at
+ * random, so by open addressing, which costs one miss of the processor's cache.
+ * The key of a stream is its id, which is positive; those of other names are
+ * negative.
+ */
 typedef struct IdEntry
 {
-	IdKey		key;
+	int64		key;
 	text	   *name;
+	uint32		status;			/* of simplehash */
 } IdEntry;
+
+#define NAME_ID_KEY(kind, id)	(-1 - ((int64) (id) * NAME_KINDS + (kind)))
+
+/* the upper half of the product: the middle of it depends on all of the key */
+static inline uint32
+hash_id(int64 key)
+{
+	return (uint32) (((uint64) key * UINT64CONST(0x9E3779B97F4A7C15)) >> 32);
+}
+
+#define SH_PREFIX		idhash
+#define SH_ELEMENT_TYPE	IdEntry
+#define SH_KEY_TYPE		int64
+#define SH_KEY			key
+#define SH_HASH_KEY(tb, key)	hash_id(key)
+#define SH_EQUAL(tb, a, b)		((a) == (b))
+#define SH_SCOPE		static inline
+#define SH_DECLARE
+#define SH_DEFINE
+#include "lib/simplehash.h"
 
 typedef struct ContentKey
 {
@@ -88,7 +109,7 @@ typedef struct ContentEntry
 
 static MemoryContext names_context = NULL;
 static HTAB *by_name = NULL;
-static HTAB *by_id = NULL;
+static idhash_hash *by_id = NULL;
 static HTAB *contents = NULL;
 static uint64 cache_generation = 0;
 static bool have_pending = false;
@@ -113,7 +134,8 @@ make_cache(const char *name, Size keysize, Size entrysize)
 static void
 drop_caches(void)
 {
-	by_name = by_id = contents = NULL;
+	by_name = contents = NULL;
+	by_id = NULL;
 	have_pending = false;
 	MemoryContextReset(names_context);
 }
@@ -127,7 +149,7 @@ prepare_caches(void)
 	{
 		drop_caches();
 		by_name = make_cache("event_store names", sizeof(NameKey), sizeof(NameEntry));
-		by_id = make_cache("event_store ids", sizeof(IdKey), sizeof(IdEntry));
+		by_id = idhash_create(names_context, 256, NULL);
 		contents = make_cache("event_store contents", sizeof(ContentKey),
 							  sizeof(ContentEntry));
 		cache_generation = store->generation;
@@ -143,7 +165,7 @@ static void
 bound_caches(void)
 {
 	if (hash_get_num_entries(by_name) > MAX_CACHED ||
-		hash_get_num_entries(by_id) > MAX_CACHED ||
+		by_id->members > MAX_CACHED ||
 		hash_get_num_entries(contents) > MAX_CACHED)
 	{
 		drop_caches();
@@ -372,16 +394,16 @@ names_find(NameKind kind, const char *name, int len)
 
 /* The cached name of an id, or NULL. */
 static text *
-cached_name(const IdKey *key)
+cached_name(int64 key)
 {
-	IdEntry    *entry = hash_search(by_id, key, HASH_FIND, NULL);
+	IdEntry    *entry = idhash_lookup(by_id, key);
 
 	return entry == NULL ? NULL : entry->name;
 }
 
 /* The name in the row that a probe for an id finds; remembered if committed. */
 static text *
-probed_name(const IdKey *key, Probe *probe, int name_att)
+probed_name(int64 key, Probe *probe, int name_att)
 {
 	HeapTuple	tuple;
 	Datum		value;
@@ -400,9 +422,10 @@ probed_name(const IdKey *key, Probe *probe, int name_att)
 	{
 		MemoryContext saved = MemoryContextSwitchTo(names_context);
 		IdEntry    *entry;
+		bool		found;
 
 		name = DatumGetTextPCopy(value);
-		entry = hash_search(by_id, key, HASH_ENTER, NULL);
+		entry = idhash_insert(by_id, key, &found);
 		entry->name = name;
 		MemoryContextSwitchTo(saved);
 	}
@@ -410,12 +433,12 @@ probed_name(const IdKey *key, Probe *probe, int name_att)
 }
 
 static void
-name_is_missing(const IdKey *key, const char *table)
+name_is_missing(int64 id, const char *table)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_VE_STORE_DAMAGED),
 			 errmsg("name of id %lld is missing in \"event_store.%s\"",
-					(long long) key->id, table)));
+					(long long) id, table)));
 }
 
 /*
@@ -427,8 +450,8 @@ text *
 names_text(NameKind kind, int32 id)
 {
 	const Store *store = prepare_caches();
-	IdKey		key = {id, kind};
-	text	   *name = cached_name(&key);
+	int64		key = NAME_ID_KEY(kind, id);
+	text	   *name = cached_name(key);
 	ScanKeyData scankey;
 	Probe		probe;
 
@@ -437,10 +460,10 @@ names_text(NameKind kind, int32 id)
 	key_int32(&scankey, 1, BTEqualStrategyNumber, id);
 	probe_open(&probe, store->names[kind].table, store->names[kind].id_index,
 			   AccessShareLock, SnapshotSelf, &scankey, 1);
-	name = probed_name(&key, &probe, NAME_ATT_NAME);
+	name = probed_name(key, &probe, NAME_ATT_NAME);
 	probe_close(&probe, false);
 	if (name == NULL)
-		name_is_missing(&key, "category, event_type or source");
+		name_is_missing(id, "category, event_type or source");
 	return name;
 }
 
@@ -453,8 +476,7 @@ text *
 names_stream(int64 stream_id, StreamNames *lookup, Snapshot snapshot)
 {
 	const Store *store = prepare_caches();
-	IdKey		key = {stream_id, NAME_KINDS};
-	text	   *name = cached_name(&key);
+	text	   *name = cached_name(stream_id);
 	ScanKeyData scankey;
 
 	if (likely(name != NULL))
@@ -469,18 +491,18 @@ names_stream(int64 stream_id, StreamNames *lookup, Snapshot snapshot)
 				   AccessShareLock, snapshot, &scankey, 1);
 		lookup->open = true;
 	}
-	name = probed_name(&key, &lookup->probe, ST_NAME);
+	name = probed_name(stream_id, &lookup->probe, ST_NAME);
 	for (int i = 0; name == NULL && i < 2; i++)
 	{
 		Probe		probe;
 
 		probe_open(&probe, store->stream, store->stream_id_index,
 				   AccessShareLock, SnapshotSelf, &scankey, 1);
-		name = probed_name(&key, &probe, ST_NAME);
+		name = probed_name(stream_id, &probe, ST_NAME);
 		probe_close(&probe, false);
 	}
 	if (name == NULL)
-		name_is_missing(&key, "stream");
+		name_is_missing(stream_id, "stream");
 	return name;
 }
 

@@ -33,6 +33,7 @@
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/execnodes.h"
+#include "pgstat.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/hsearch.h"
@@ -77,14 +78,15 @@ static uint64 messages = 0;		/* from the relation cache, so far */
 
 static void
 begin_probe(Probe *probe, Relation heap, Oid index, LOCKMODE lock,
-			Snapshot snapshot, ScanKey keys, int nkeys)
+			Snapshot snapshot, ScanKey keys, int nkeys, bool entries)
 {
 	probe->heap = heap;
 	probe->index = index_open(index, lock);
 	probe->lock = lock;
 	probe->snapshot = snapshot;
-	probe->slot = table_slot_create(probe->heap, NULL);
+	probe->slot = entries ? NULL : table_slot_create(probe->heap, NULL);
 	probe->scan = compat_index_beginscan(probe->heap, probe->index, snapshot, nkeys);
+	probe->scan->xs_want_itup = entries;
 	index_rescan(probe->scan, keys, nkeys, NULL, 0);
 }
 
@@ -92,7 +94,7 @@ void
 probe_open(Probe *probe, Oid heap, Oid index, LOCKMODE lock,
 		   Snapshot snapshot, ScanKey keys, int nkeys)
 {
-	begin_probe(probe, table_open(heap, lock), index, lock, snapshot, keys, nkeys);
+	begin_probe(probe, table_open(heap, lock), index, lock, snapshot, keys, nkeys, false);
 }
 
 /* Another range of the same index. */
@@ -114,7 +116,8 @@ probe_close(Probe *probe, bool keep_locks)
 	LOCKMODE	lock = keep_locks ? NoLock : probe->lock;
 
 	index_endscan(probe->scan);
-	ExecDropSingleTupleTableSlot(probe->slot);
+	if (probe->slot != NULL)
+		ExecDropSingleTupleTableSlot(probe->slot);
 	index_close(probe->index, lock);
 	table_close(probe->heap, lock);
 }
@@ -389,13 +392,12 @@ segment_entry(Relation segment)
 }
 
 /*
- * Opens a range of one of the extension's indexes on a segment.  First the
- * segment is locked, which takes in what is new about it, and then its index
- * looked up.
+ * First the segment is locked, which takes in what is new about it, and then
+ * its index looked up.
  */
-void
-probe_open_segment(Probe *probe, Oid segment, SegmentIndex which, LOCKMODE lock,
-				   Snapshot snapshot, ScanKey keys, int nkeys)
+static void
+open_segment_probe(Probe *probe, Oid segment, SegmentIndex which, LOCKMODE lock,
+				   Snapshot snapshot, ScanKey keys, int nkeys, bool entries)
 {
 	Relation	heap = table_open(segment, lock);
 	Oid			index = segment_entry(heap)->by_role[which];
@@ -406,7 +408,80 @@ probe_open_segment(Probe *probe, Oid segment, SegmentIndex which, LOCKMODE lock,
 				 errmsg("segment \"%s\" lacks an index of the extension",
 						RelationGetRelationName(heap)),
 				 errhint("Compare its indexes with those of another segment, and create the one that is missing.")));
-	begin_probe(probe, heap, index, lock, snapshot, keys, nkeys);
+	begin_probe(probe, heap, index, lock, snapshot, keys, nkeys, entries);
+}
+
+/* Opens a range of one of the extension's indexes on a segment. */
+void
+probe_open_segment(Probe *probe, Oid segment, SegmentIndex which, LOCKMODE lock,
+				   Snapshot snapshot, ScanKey keys, int nkeys)
+{
+	open_segment_probe(probe, segment, which, lock, snapshot, keys, nkeys, false);
+}
+
+/*
+ * The same for the entries of the index alone: each has a row, but whether the
+ * snapshot shows it, only the row can tell (fetch_row()).  For probe_next_entry().
+ */
+void
+probe_open_segment_entries(Probe *probe, Oid segment, SegmentIndex which,
+						   LOCKMODE lock, Snapshot snapshot,
+						   ScanKey keys, int nkeys)
+{
+	open_segment_probe(probe, segment, which, lock, snapshot, keys, nkeys, true);
+}
+
+bool
+probe_next_entry(Probe *probe, ScanDirection direction)
+{
+	return index_getnext_tid(probe->scan, direction) != NULL;
+}
+
+/* A column of the entry found, by its place in the index. */
+int64
+probe_entry_int64(Probe *probe, int attno)
+{
+	bool		isnull;
+
+	return DatumGetInt64(index_getattr(probe->scan->xs_itup, attno,
+									   probe->scan->xs_itupdesc, &isnull));
+}
+
+/* ----------------------------------------------------------------
+ * Rows of several probes of one segment
+ *
+ * The probes' entries, merged by position, come in the order of the heap, more
+ * or less: with one fetch for all of them the page stays pinned from row to row.
+ * ----------------------------------------------------------------
+ */
+
+void
+fetch_open(RowFetch *fetch, Probe *any)
+{
+	fetch->row.heap = any->heap;
+	fetch->row.snapshot = any->snapshot;
+	fetch->row.slot = table_slot_create(any->heap, NULL);
+	fetch->state = table_index_fetch_begin(any->heap);
+}
+
+/* The row of the entry that a probe has found, if the snapshot shows it. */
+bool
+fetch_row(RowFetch *fetch, Probe *probe)
+{
+	ItemPointerData tid = probe->scan->xs_heaptid;
+	bool		again = false;
+	bool		all_dead = false;
+
+	pgstat_count_heap_fetch(probe->index);
+	return table_index_fetch_tuple(fetch->state, &tid, fetch->row.snapshot,
+								   fetch->row.slot, &again, &all_dead);
+}
+
+void
+fetch_close(RowFetch *fetch)
+{
+	ExecDropSingleTupleTableSlot(fetch->row.slot);
+	table_index_fetch_end(fetch->state);
 }
 
 /* ----------------------------------------------------------------

@@ -34,6 +34,13 @@ typedef struct Probe
 	Snapshot	snapshot;
 } Probe;
 
+/* what fetches the rows of entries that several probes have found */
+typedef struct RowFetch
+{
+	Probe		row;			/* heap, slot and snapshot only */
+	struct IndexFetchTableData *state;
+} RowFetch;
+
 extern void probe_open(Probe *probe, Oid heap, Oid index, LOCKMODE lock,
 					   Snapshot snapshot, ScanKey keys, int nkeys);
 extern void probe_again(Probe *probe, ScanKey keys, int nkeys);
@@ -51,6 +58,14 @@ extern void key_uuid(ScanKey key, int attno, Datum value);
 extern void probe_open_segment(Probe *probe, Oid segment, SegmentIndex which,
 							   LOCKMODE lock, Snapshot snapshot,
 							   ScanKey keys, int nkeys);
+extern void probe_open_segment_entries(Probe *probe, Oid segment, SegmentIndex which,
+									   LOCKMODE lock, Snapshot snapshot,
+									   ScanKey keys, int nkeys);
+extern bool probe_next_entry(Probe *probe, ScanDirection direction);
+extern int64 probe_entry_int64(Probe *probe, int attno);
+extern void fetch_open(RowFetch *fetch, Probe *any);
+extern bool fetch_row(RowFetch *fetch, Probe *probe);
+extern void fetch_close(RowFetch *fetch);
 extern void rows_insert_events(Relation segment, HeapTuple *tuples, int ntuples);
 extern CatalogIndexState rows_open_small(Oid relid, Relation *rel);
 extern void rows_close_small(Relation rel, CatalogIndexState indexes);

@@ -57,6 +57,9 @@
  */
 #define MAX_RANGES	256
 
+/* the place of position in the index on (category_id, type_id, position) */
+#define CATEGORY_INDEX_POSITION	3
+
 /* transactions between the durable horizon and a snapshot, at most */
 #define MAX_HORIZON_AGE	1000000
 
@@ -78,7 +81,7 @@ typedef struct IdList
 typedef struct Range
 {
 	Probe		probe;
-	int64		position;		/* of the row in the probe's slot */
+	int64		position;		/* of the entry found, if ranges are merged */
 } Range;
 
 /* a name as text, in the reader's memory */
@@ -128,7 +131,8 @@ struct Reader
 	bool		filter;			/* by category and type, row by row */
 	int			nranges;
 	Range	   *ranges;
-	binaryheap *heap;			/* of ranges, if there are several */
+	binaryheap *heap;			/* of ranges, if there are several … */
+	RowFetch	fetch;			/* … whose rows are fetched by this */
 	Range	   *current;		/* whose row was handed out last */
 
 	StreamNames stream_names;
@@ -365,12 +369,13 @@ read_index_columns(const ReadRequest *request)
  */
 
 static void
-add_range(Reader *reader, SegmentIndex index, ScanKey keys, int nkeys)
+add_range(Reader *reader, SegmentIndex index, ScanKey keys, int nkeys, bool merged)
 {
 	Range	   *range = &reader->ranges[reader->nranges];
 
-	probe_open_segment(&range->probe, reader->segment.relid, index,
-					   AccessShareLock, reader->snapshot, keys, nkeys);
+	(merged ? probe_open_segment_entries : probe_open_segment)
+		(&range->probe, reader->segment.relid, index, AccessShareLock,
+		 reader->snapshot, keys, nkeys);
 	reader->nranges++;
 	reader->counts.ranges++;
 }
@@ -391,10 +396,13 @@ begin_segment(Reader *reader, Segment segment, int nranges)
 static void
 end_segment(Reader *reader)
 {
+	if (reader->heap != NULL)
+	{
+		fetch_close(&reader->fetch);
+		binaryheap_free(reader->heap);
+	}
 	for (int i = 0; i < reader->nranges; i++)
 		probe_close(&reader->ranges[i].probe, false);
-	if (reader->heap != NULL)
-		binaryheap_free(reader->heap);
 	pfree(reader->ranges);
 	reader->heap = NULL;
 	reader->ranges = NULL;
@@ -411,7 +419,7 @@ add_position_range(Reader *reader)
 
 	key_int64(&keys[0], 1, BTGreaterEqualStrategyNumber, reader->low);
 	key_int64(&keys[1], 1, BTLessEqualStrategyNumber, reader->high);
-	add_range(reader, INDEX_POSITION, keys, 2);
+	add_range(reader, INDEX_POSITION, keys, 2, false);
 }
 
 static ScanDirection
@@ -431,6 +439,16 @@ compare_ranges(Datum a, Datum b, void *arg)
 	return ((Reader *) arg)->request.backward ? -order : order;
 }
 
+/* The next entry of a range that is merged with others. */
+static bool
+advance_range(Reader *reader, Range *range)
+{
+	if (!probe_next_entry(&range->probe, direction(reader)))
+		return false;
+	range->position = probe_entry_int64(&range->probe, CATEGORY_INDEX_POSITION);
+	return true;
+}
+
 static void
 add_pair_ranges(Reader *reader, const Pair *pairs, int npairs)
 {
@@ -442,7 +460,7 @@ add_pair_ranges(Reader *reader, const Pair *pairs, int npairs)
 		key_int32(&keys[1], 2, BTEqualStrategyNumber, pairs[i].type_id);
 		key_int64(&keys[2], 3, BTGreaterEqualStrategyNumber, reader->low);
 		key_int64(&keys[3], 3, BTLessEqualStrategyNumber, reader->high);
-		add_range(reader, INDEX_CATEGORY, keys, 4);
+		add_range(reader, INDEX_CATEGORY, keys, 4, npairs > 1);
 	}
 	if (npairs == 1)
 		return;
@@ -451,12 +469,11 @@ add_pair_ranges(Reader *reader, const Pair *pairs, int npairs)
 	{
 		Range	   *range = &reader->ranges[i];
 
-		if (!probe_next(&range->probe, direction(reader)))
-			continue;
-		range->position = probe_int64(&range->probe, EV_POSITION);
-		binaryheap_add_unordered(reader->heap, PointerGetDatum(range));
+		if (advance_range(reader, range))
+			binaryheap_add_unordered(reader->heap, PointerGetDatum(range));
 	}
 	binaryheap_build(reader->heap);
+	fetch_open(&reader->fetch, &reader->ranges[0].probe);
 }
 
 /* ----------------------------------------------------------------
@@ -848,12 +865,12 @@ next_segment_by_list(Reader *reader)
 	{
 		case READ_EVENT_ID:
 			key_uuid(&keys[0], 1, UUIDPGetDatum(&request->event_id));
-			add_range(reader, INDEX_EVENT_ID, keys, 1);
+			add_range(reader, INDEX_EVENT_ID, keys, 1, false);
 			break;
 		case READ_TRACE:
 			key_text(&keys[0], 1, BTEqualStrategyNumber,
 					 PointerGetDatum(request->correlation_id));
-			add_range(reader, INDEX_CORRELATION, keys, 1);
+			add_range(reader, INDEX_CORRELATION, keys, 1, false);
 			break;
 		default:
 			key_int64(&keys[0], 1, BTEqualStrategyNumber, reader->stream_id);
@@ -861,7 +878,7 @@ next_segment_by_list(Reader *reader)
 					  (int32) Min(request->from_version, PG_INT32_MAX));
 			key_int32(&keys[2], 2, BTLessEqualStrategyNumber,
 					  (int32) request->until_version);
-			add_range(reader, INDEX_STREAM, keys, 3);
+			add_range(reader, INDEX_STREAM, keys, 3, false);
 			break;
 	}
 	return true;
@@ -1050,41 +1067,44 @@ reader_open(const ReadRequest *request)
 	return reader;
 }
 
-/* The next row of the current segment, merged from its ranges. */
-static Range *
+/* The next row of the current segment, merged from its ranges; NULL: no more. */
+static Probe *
 next_in_segment(Reader *reader)
 {
-	Range	   *range;
-
 	if (reader->heap == NULL)
 	{
-		range = &reader->ranges[0];
-		return probe_next(&range->probe, direction(reader)) ? range : NULL;
+		Probe	   *probe = &reader->ranges[0].probe;
+
+		return probe_next(probe, direction(reader)) ? probe : NULL;
 	}
 
-	/* now that its row is done with, the range that gave it moves on */
-	range = reader->current;
-	if (range != NULL)
+	for (;;)
 	{
-		if (probe_next(&range->probe, direction(reader)))
+		Range	   *range = reader->current;
+
+		/* now that its row is done with, the range that gave it moves on */
+		if (range != NULL)
 		{
-			range->position = probe_int64(&range->probe, EV_POSITION);
-			binaryheap_replace_first(reader->heap, PointerGetDatum(range));
+			if (advance_range(reader, range))
+				binaryheap_replace_first(reader->heap, PointerGetDatum(range));
+			else
+				(void) binaryheap_remove_first(reader->heap);
 		}
-		else
-			(void) binaryheap_remove_first(reader->heap);
+		if (binaryheap_empty(reader->heap))
+			return NULL;
+		range = reader->current =
+			(Range *) DatumGetPointer(binaryheap_first(reader->heap));
+		if (fetch_row(&reader->fetch, &range->probe))
+			return &reader->fetch.row;
+		CHECK_FOR_INTERRUPTS();
 	}
-	if (binaryheap_empty(reader->heap))
-		return NULL;
-	return (Range *) DatumGetPointer(binaryheap_first(reader->heap));
 }
 
 /* Is the row one that was asked for?  Sets done where nothing can follow. */
 static bool
-accept(Reader *reader, Range *range)
+accept(Reader *reader, Probe *probe)
 {
 	ReadRequest *request = &reader->request;
-	Probe	   *probe = &range->probe;
 	bool		isnull;
 
 	if (request->kind == READ_STREAM || request->kind == READ_LAST)
@@ -1213,7 +1233,7 @@ bool
 reader_next(Reader *reader, Datum *values, bool *nulls)
 {
 	MemoryContext saved = MemoryContextSwitchTo(reader->context);
-	Range	   *range = NULL;
+	Probe	   *row = NULL;
 
 	while (!reader->done)
 	{
@@ -1226,27 +1246,26 @@ reader_next(Reader *reader, Datum *values, bool *nulls)
 				  next_segment_by_position(reader)))
 				reader->done = true;
 		}
-		else if ((range = next_in_segment(reader)) == NULL)
+		else if ((row = next_in_segment(reader)) == NULL)
 			end_segment(reader);
 		else
 		{
-			reader->current = range;
-			if (accept(reader, range))
+			if (accept(reader, row))
 				break;
-			range = NULL;
+			row = NULL;
 			reader->counts.filtered++;
 			CHECK_FOR_INTERRUPTS();
 		}
 	}
-	if (range != NULL && !reader->done)
+	if (row != NULL && !reader->done)
 	{
 		if (!reader->durable)
-			make_durable(reader, &range->probe);
-		event_values(reader, &range->probe, values, nulls);
+			make_durable(reader, row);
+		event_values(reader, row, values, nulls);
 		reader->returned++;
 	}
 	MemoryContextSwitchTo(saved);
-	return range != NULL && !reader->done;
+	return row != NULL && !reader->done;
 }
 
 void
