@@ -171,6 +171,7 @@ look_up_store(void)
 	store.stream = relation_or_error("stream");
 	store.stream_id_index = relation_or_error("stream_pkey");
 	store.stream_name_index = relation_or_error("stream_name_key");
+	store.stream_hash_index = relation_or_error("stream_name_hash");
 	store.segment_content = relation_or_error("segment_content");
 	store.content_category_index = relation_or_error("segment_content_category");
 	store.content_type_index = relation_or_error("segment_content_type");

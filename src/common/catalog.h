@@ -105,7 +105,8 @@ typedef struct Store
 	Oid			events_view;
 	Oid			stream;
 	Oid			stream_id_index;
-	Oid			stream_name_index;
+	Oid			stream_name_index;	/* in order of names */
+	Oid			stream_hash_index;	/* to find one */
 	Oid			segment_content;
 	Oid			content_category_index;
 	Oid			content_type_index;

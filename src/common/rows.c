@@ -215,6 +215,14 @@ key_text(ScanKey key, int attno, int strategy, Datum value)
 						   C_COLLATION_OID, function, value);
 }
 
+/* For an index of type hash. */
+void
+key_text_hash(ScanKey key, int attno, Datum value)
+{
+	ScanKeyEntryInitialize(key, 0, attno, HTEqualStrategyNumber, InvalidOid,
+						   C_COLLATION_OID, F_TEXTEQ, value);
+}
+
 void
 key_uuid(ScanKey key, int attno, Datum value)
 {

@@ -53,6 +53,7 @@ extern int32 probe_int32(Probe *probe, int attno);
 extern void key_int64(ScanKey key, int attno, int strategy, int64 value);
 extern void key_int32(ScanKey key, int attno, int strategy, int32 value);
 extern void key_text(ScanKey key, int attno, int strategy, Datum value);
+extern void key_text_hash(ScanKey key, int attno, Datum value);
 extern void key_uuid(ScanKey key, int attno, Datum value);
 
 extern void probe_open_segment(Probe *probe, Oid segment, SegmentIndex which,
