@@ -178,6 +178,14 @@ SELECT event_store.stream_version('path-2');
 RESET search_path;
 DROP SCHEMA hostile CASCADE;
 
+-- two names of one hash are two streams
+SELECT hashtext('booking-8385' COLLATE "C") = hashtext('customer-6339' COLLATE "C") AS same_hash;
+SELECT first_version, last_version FROM event_store.append('booking-8385', 'Booked', '1');
+SELECT event_store.stream_version('customer-6339'), count(*) FROM event_store.read_stream('customer-6339');
+SELECT first_version, last_version FROM event_store.append_events('customer-6339', '[{"type": "Opened", "data": 2}, {"type": "Closed", "data": 3}]', 0);
+SELECT stream, version, data FROM event_store.read_stream('booking-8385')
+UNION ALL SELECT stream, version, data FROM event_store.read_stream('customer-6339');
+
 DROP TABLE orders;
 DROP FUNCTION order_changed();
 -- the oracle: dense versions, one position each

@@ -121,6 +121,25 @@ open_stream_probe(Probe *probe, const char *name, int len, LOCKMODE lock,
 }
 
 /*
+ * The stream's row among those that the index gives for the hash of its name,
+ * which others may have as well.
+ */
+static bool
+next_stream_row(Probe *probe, const char *name, int len)
+{
+	while (probe_next(probe, ForwardScanDirection))
+	{
+		bool		isnull;
+		text	   *found = DatumGetTextPP(probe_value(probe, ST_NAME, &isnull));
+
+		if (!isnull && VARSIZE_ANY_EXHDR(found) == len &&
+			memcmp(VARDATA_ANY(found), name, len) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
  * Finds a stream's row by name, for readers.  In REPEATABLE READ and SERIALIZABLE
  * as of now: what the transaction has appended may be in a stream, or in a
  * segment of it, that its snapshot does not know.  More segments than the
@@ -140,12 +159,12 @@ append_find_stream(const char *name, int len, Snapshot snapshot,
 	if (IsolationUsesXactSnapshot())
 		snapshot = SnapshotSelf;
 	open_stream_probe(&probe, name, len, AccessShareLock, snapshot, &key);
-	exists = probe_next(&probe, ForwardScanDirection);
+	exists = next_stream_row(&probe, name, len);
 	if (!exists && snapshot == SnapshotSelf)
 	{
 		/* it may have moved between the look into the index and at the row */
 		probe_again(&probe, &key, 1);
-		exists = probe_next(&probe, ForwardScanDirection);
+		exists = next_stream_row(&probe, name, len);
 	}
 	if (exists)
 		read_stream_row(&probe, found);
@@ -306,7 +325,7 @@ lock_stream(StreamInput *stream, int *made)
 		stream->holds_lock = true;
 		InitDirtySnapshot(dirty);
 		open_stream_probe(&probe, stream->name, stream->len, RowExclusiveLock, &dirty, &key);
-		exists = probe_next(&probe, ForwardScanDirection);
+		exists = next_stream_row(&probe, stream->name, stream->len);
 		if (!exists)
 		{
 			/*
@@ -314,7 +333,7 @@ lock_stream(StreamInput *stream, int *made)
 			 * index was read; with H held nobody else can, so look once more.
 			 */
 			probe_again(&probe, &key, 1);
-			exists = probe_next(&probe, ForwardScanDirection);
+			exists = next_stream_row(&probe, stream->name, stream->len);
 		}
 		owner = exists ? row_owner(&probe, &xid) : ROW_FREE;
 		if (exists && owner == ROW_FREE && held_locks >= MAX_HELD &&
