@@ -65,6 +65,7 @@ INSERT INTO api VALUES
 	 'SETOF record', 'stable', 'restricted', 'c', false),
 	('settled_position', '', 'bigint', 'volatile', 'restricted', 'c', false),
 	('last_position', '', 'bigint', 'volatile', 'safe', 'c', false),
+	('made_event_id', '"position" bigint, recorded_at timestamp with time zone', 'uuid', 'stable', 'safe', 'c', false),
 	('publish_settled_position', '', 'bigint', 'volatile', 'unsafe', 'c', true),
 	('set_segment_size', 'positions bigint', 'void', 'volatile', 'unsafe', 'c', true),
 	('prepare_segments', 'ahead integer DEFAULT 2', 'integer', 'volatile', 'unsafe', 'c', true),

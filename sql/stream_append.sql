@@ -178,6 +178,28 @@ SELECT event_store.stream_version('path-2');
 RESET search_path;
 DROP SCHEMA hostile CASCADE;
 
+-- ids that the store makes are computed, not stored; they lead to their events
+SELECT event_store.append('made-1', 'Made', to_jsonb(i)) IS NOT NULL AS appended FROM generate_series(1, 3) i;
+SELECT count(*) AS events, count(s.event_id) AS stored, count(DISTINCT e.event_id) AS ids,
+	bool_and(e.event_id = event_store.made_event_id(e.position, e.recorded_at)) AS same,
+	bool_and(f.position = e.position AND f.event_id = e.event_id) AS found
+FROM event_store.events e JOIN event_store.event s USING (position), event_store.find_event(e.event_id) f
+WHERE e.stream = 'made-1';
+-- … to no other
+SELECT count(*) FROM event_store.events e,
+	event_store.find_event(event_store.made_event_id(e.position, e.recorded_at + '1 ms')) WHERE e.stream = 'made-1';
+SELECT count(*) FROM event_store.events e,
+	event_store.find_event(event_store.made_event_id(e.position + 1000000, e.recorded_at)) WHERE e.stream = 'made-1';
+SELECT count(*) FROM event_store.events e, event_store.find_event(e.event_id, 'path-1') WHERE e.stream = 'made-1';
+-- an event that comes back with the id it was given is known
+SELECT (event_store.append(stream, type, data, event_id => event_id)).duplicate FROM event_store.last_event('made-1');
+SELECT replace(raises(format('SELECT event_store.append(%L, %L, %L, event_id => %L)', stream, type, '4', event_id)), event_id::text, 'ID') AS raises
+FROM event_store.last_event('made-1');
+-- in another stream it is another event
+SELECT first_version, duplicate FROM event_store.last_event('made-1') l, event_store.append('made-2', l.type, l.data, event_id => l.event_id);
+SELECT f.stream, f.version, f.data FROM event_store.last_event('made-1') l, event_store.find_event(l.event_id) f ORDER BY 1;
+SELECT (event_store.append('made-2', l.type, l.data, event_id => l.event_id)).duplicate FROM event_store.last_event('made-1') l;
+
 -- two names of one hash are two streams
 SELECT hashtext('booking-8385' COLLATE "C") = hashtext('customer-6339' COLLATE "C") AS same_hash;
 SELECT first_version, last_version FROM event_store.append('booking-8385', 'Booked', '1');

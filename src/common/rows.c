@@ -54,7 +54,7 @@ typedef struct IndexEntry
 	Oid			oid;
 	IndexInfo  *info;
 	bool		plain;			/* columns only, no predicate but the one below */
-	bool		correlation;	/* only rows with a correlation_id */
+	bool		not_null;		/* only rows with a value in its first column */
 } IndexEntry;
 
 /* what is known of a segment's indexes, by the segment's oid */
@@ -280,7 +280,7 @@ index_role(Relation index)
 	}			roles[SEGMENT_INDEXES] = {
 		{1, {EV_POSITION}, false},
 		{2, {EV_STREAM_ID, EV_VERSION}, false},
-		{1, {EV_EVENT_ID}, false},
+		{1, {EV_EVENT_ID}, true},
 		{3, {EV_CATEGORY_ID, EV_TYPE_ID, EV_POSITION}, false},
 		{2, {EV_CORRELATION_ID, EV_POSITION}, true},
 	};
@@ -352,9 +352,9 @@ read_indexes(Relation segment, SegmentEntry *entry)
 
 			it->oid = RelationGetRelid(index);
 			it->info = BuildIndexInfo(index);
-			it->correlation = role == INDEX_CORRELATION;
+			it->not_null = role == INDEX_CORRELATION || role == INDEX_EVENT_ID;
 			it->plain = it->info->ii_Expressions == NIL &&
-				(it->info->ii_Predicate == NIL || it->correlation) &&
+				(it->info->ii_Predicate == NIL || it->not_null) &&
 				it->info->ii_ExclusionOps == NULL &&
 				index->rd_rel->relam == BTREE_AM_OID &&
 				index->rd_index->indimmediate;
@@ -558,7 +558,7 @@ insert_index_entries(Relation segment, IndexEntry *it,
 		for (int k = 0; k < it->info->ii_NumIndexAttrs; k++)
 			values[k] = slot_getattr(slot, it->info->ii_IndexAttrNumbers[k],
 									 &nulls[k]);
-		if (it->correlation && nulls[0])
+		if (it->not_null && nulls[0])
 			continue;
 		(void) index_insert(index, values, nulls, &slot->tts_tid, segment,
 							unique, false, it->info);

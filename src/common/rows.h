@@ -17,7 +17,7 @@ typedef enum SegmentIndex
 {
 	INDEX_POSITION,				/* (position) */
 	INDEX_STREAM,				/* (stream_id, version) */
-	INDEX_EVENT_ID,				/* (event_id) */
+	INDEX_EVENT_ID,				/* (event_id), where not null */
 	INDEX_CATEGORY,				/* (category_id, type_id, position) */
 	INDEX_CORRELATION,			/* (correlation_id, position), where not null */
 	SEGMENT_INDEXES

@@ -50,10 +50,12 @@
 #include "utils/timestamp.h"
 
 #include "common/errors.h"
+#include "common/ids.h"
 #include "position/position.h"
 
 PG_FUNCTION_INFO_V1(event_store_advance_position_counter);
 PG_FUNCTION_INFO_V1(event_store_last_position);
+PG_FUNCTION_INFO_V1(event_store_made_event_id);
 PG_FUNCTION_INFO_V1(event_store_publish_settled_position);
 
 /* how many positions a record of the counter covers beyond those drawn */
@@ -62,7 +64,7 @@ PG_FUNCTION_INFO_V1(event_store_publish_settled_position);
 /* how often a draw publishes the settled mark, at most */
 #define PUBLISH_INTERVAL	USECS_PER_SEC
 
-/* the row as it stands on the page: six columns of eight bytes, none NULL */
+/* the row as it stands on the page: seven columns of eight bytes, none NULL */
 typedef struct CounterRow
 {
 	int64		last_position;
@@ -71,7 +73,11 @@ typedef struct CounterRow
 	TimestampTz recorded_at;
 	TimestampTz settled_at;
 	XLogRecPtr	logged_lsn;
+	int64		id_key;
 } CounterRow;
+
+/* keys are below that, so that a sum with a position keeps its order */
+#define MAX_ID_KEY	(INT64CONST(1) << 61)
 
 /* the opened counter */
 typedef struct Counter
@@ -176,6 +182,38 @@ counter_published_mark(void)
 }
 
 /*
+ * The key that ids are computed with.  It never changes once there are events;
+ * before that a restore can bring another.
+ */
+int64
+counter_id_key(void)
+{
+	static uint64 generation = 0;
+	static int64 key = 0;
+	const Store *store = catalog_store();
+
+	if (unlikely(generation != store->generation))
+	{
+		CounterRow	row = read_row();
+
+		if (row.last_position == 0)
+			return row.id_key;
+		key = row.id_key;
+		generation = store->generation;
+	}
+	return key;
+}
+
+Datum
+event_store_made_event_id(PG_FUNCTION_ARGS)
+{
+	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
+
+	ids_derive(id, PG_GETARG_INT64(0), PG_GETARG_TIMESTAMPTZ(1), counter_id_key());
+	PG_RETURN_UUID_P(id);
+}
+
+/*
  * Draws count positions in one block; returns the first, and the time at which
  * they were drawn.  Announces the transaction before its first draw, with a
  * bound that is read before; it may be behind already, which is as good.
@@ -272,7 +310,8 @@ counter_publish(int64 mark)
 
 /*
  * A restore inserts the row that pg_dump found.  The row of this store moves
- * ahead to it, never back, and the inserted one is dropped.
+ * ahead to it, never back, and takes over its key, if there are no events yet;
+ * the inserted one is dropped.
  */
 Datum
 event_store_advance_position_counter(PG_FUNCTION_ARGS)
@@ -282,9 +321,10 @@ event_store_advance_position_counter(PG_FUNCTION_ARGS)
 	CounterRow	row;
 	HeapTuple	tuple;
 	TupleDesc	desc;
-	bool		isnull[2];
+	bool		isnull[3];
 	int64		last_position;
 	TimestampTz recorded_at;
+	int64		id_key;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
 		!TRIGGER_FIRED_BEFORE(trigger->tg_event) ||
@@ -299,14 +339,17 @@ event_store_advance_position_counter(PG_FUNCTION_ARGS)
 	desc = RelationGetDescr(trigger->tg_relation);
 	last_position = DatumGetInt64(heap_getattr(tuple, 1, desc, &isnull[0]));
 	recorded_at = DatumGetTimestampTz(heap_getattr(tuple, 4, desc, &isnull[1]));
-	if (isnull[0] || isnull[1] || last_position < 0 ||
-		last_position > PG_INT64_MAX - RESERVE)
+	id_key = DatumGetInt64(heap_getattr(tuple, 7, desc, &isnull[2]));
+	if (isnull[0] || isnull[1] || isnull[2] || last_position < 0 ||
+		last_position > PG_INT64_MAX - RESERVE || id_key < 0 || id_key >= MAX_ID_KEY)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("invalid row for event_store.position_counter")));
 
 	counter = open_counter(RowExclusiveLock, BUFFER_LOCK_EXCLUSIVE);
 	row = *counter.row;
+	if (row.last_position == 0)
+		row.id_key = id_key;
 	if (last_position > row.last_position)
 		row.last_position = last_position;
 	if (recorded_at > row.recorded_at && !TIMESTAMP_NOT_FINITE(recorded_at))

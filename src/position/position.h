@@ -15,6 +15,7 @@
 #define MAX_SEGMENT_SIZE		INT64CONST(1000000000000)
 
 /* counter.c */
+extern int64 counter_id_key(void);
 extern int64 counter_read(void);
 extern int64 counter_draw(int64 count, TimestampTz *recorded_at);
 extern int64 counter_published_mark(void);

@@ -10,9 +10,12 @@ CREATE TABLE event_store.position_counter (
 	settled_position	bigint NOT NULL,
 	recorded_at			timestamptz NOT NULL,
 	settled_at			timestamptz NOT NULL,
-	logged_lsn			pg_lsn NOT NULL
+	logged_lsn			pg_lsn NOT NULL,
+	id_key				bigint NOT NULL
 );
-INSERT INTO event_store.position_counter VALUES (0, 0, 0, '-infinity', '-infinity', '0/0');
+-- 61 bits of a random UUID
+INSERT INTO event_store.position_counter VALUES (0, 0, 0, '-infinity', '-infinity', '0/0',
+	('x' || substr(replace(gen_random_uuid()::text, '-', ''), 17))::bit(64)::bigint & 2305843009213693951);
 ALTER TABLE event_store.position_counter OWNER TO @extowner@;
 COMMENT ON TABLE event_store.position_counter IS 'the counter that positions are drawn from: one row, changed in place by the extension alone; a row inserted (by a restore) moves it ahead and is not kept';
 COMMENT ON COLUMN event_store.position_counter.last_position IS 'the last position drawn';
@@ -21,6 +24,7 @@ COMMENT ON COLUMN event_store.position_counter.settled_position IS 'a settled ma
 COMMENT ON COLUMN event_store.position_counter.recorded_at IS 'the latest recorded_at given to an event: the next is never earlier';
 COMMENT ON COLUMN event_store.position_counter.settled_at IS 'when settled_position was published';
 COMMENT ON COLUMN event_store.position_counter.logged_lsn IS 'end of the counter''s own last record in the write-ahead log';
+COMMENT ON COLUMN event_store.position_counter.id_key IS 'a random number, with which the ids of events appended without one are computed: it never changes';
 SELECT pg_extension_config_dump('event_store.position_counter', 'WHERE last_position > 0');
 
 CREATE FUNCTION event_store.advance_position_counter() RETURNS trigger
@@ -47,7 +51,7 @@ CREATE TABLE event_store.event (
 	category_id		int NOT NULL,
 	type_id			int NOT NULL,
 	schema_version	int NOT NULL,
-	event_id		uuid NOT NULL,
+	event_id		uuid,
 	occurred_at		timestamptz,
 	source_id		int,
 	causation_id	uuid,
@@ -73,7 +77,7 @@ COMMENT ON COLUMN event_store.event.version IS 'place in the stream: 1, 2, 3 ...
 COMMENT ON COLUMN event_store.event.category_id IS 'the stream''s category: event_store.category.id';
 COMMENT ON COLUMN event_store.event.type_id IS 'the event''s type: event_store.event_type.id';
 COMMENT ON COLUMN event_store.event.schema_version IS 'version of the schema that data follows';
-COMMENT ON COLUMN event_store.event.event_id IS 'identifies the event within its stream, for ever';
+COMMENT ON COLUMN event_store.event.event_id IS 'the id that the event was appended with; NULL: event_store.made_event_id(position, recorded_at)';
 COMMENT ON COLUMN event_store.event.occurred_at IS 'the producer''s word for when it happened; NULL: as recorded_at';
 COMMENT ON COLUMN event_store.event.source_id IS 'where it came from: event_store.source.id, or NULL';
 COMMENT ON COLUMN event_store.event.causation_id IS 'id of the event or command that caused this one';
@@ -106,6 +110,11 @@ SELECT pg_extension_config_dump('event_store.segment_content', '');
 CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON event_store.segment_content
 	FOR EACH STATEMENT EXECUTE FUNCTION event_store.refuse_change();
 ALTER TABLE event_store.segment_content ENABLE ALWAYS TRIGGER refuse_change;
+
+CREATE FUNCTION event_store.made_event_id("position" bigint, recorded_at timestamptz) RETURNS uuid
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'event_store_made_event_id';
+COMMENT ON FUNCTION event_store.made_event_id(bigint, timestamptz) IS
+'made_event_id(position, recorded_at) -> uuid: the id of an event that was appended without one, a UUID version 7 that is computed, not stored. What the view event_store.events and all functions show; find_event() finds it.';
 
 CREATE FUNCTION event_store.last_position() RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'event_store_last_position';

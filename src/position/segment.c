@@ -285,7 +285,7 @@ make_segment(int64 first, int64 end, bool in_use)
 	run_ddl("CREATE UNIQUE INDEX event_%lld_stream ON event_store.event_%lld"
 			" (stream_id, version)", n, n);
 	run_ddl("CREATE INDEX event_%lld_event_id ON event_store.event_%lld"
-			" (event_id)", n, n);
+			" (event_id) WHERE event_id IS NOT NULL", n, n);
 	run_ddl("CREATE INDEX event_%lld_category ON event_store.event_%lld"
 			" (category_id, type_id, position)", n, n);
 	run_ddl("CREATE INDEX event_%lld_correlation ON event_store.event_%lld"

@@ -492,9 +492,55 @@ same_json(Datum a, Datum b)
 }
 
 /*
+ * An event of the stream with that id is there: its place goes to *event.  With
+ * other content it is an error.
+ */
+static void
+take_duplicate(const StreamInput *stream, EventInput *event, Probe *probe)
+{
+	bool		isnull;
+
+	if (probe_int32(probe, EV_TYPE_ID) !=
+		names_find(NAME_EVENT_TYPE, event->type, event->type_len))
+		id_reused(stream, &event->event_id, "That event has another type.");
+	if (probe_int32(probe, EV_SCHEMA_VERSION) != event->schema_version)
+		id_reused(stream, &event->event_id, "That event has another schema version.");
+	if (!same_json(probe_value(probe, EV_DATA, &isnull), event->data))
+		id_reused(stream, &event->event_id, "That event has other data.");
+	event->version = probe_int32(probe, EV_VERSION);
+	event->position = probe_int64(probe, EV_POSITION);
+}
+
+/* The id may be one that the store has computed: then it says where the event is. */
+static bool
+find_made_id(const StreamInput *stream, EventInput *event)
+{
+	int64		position = ids_position(&event->event_id, counter_id_key());
+	int			index;
+	ScanKeyData key;
+	Probe		probe;
+	bool		found;
+
+	if (position < stream->id || stream->nsegments == 0)
+		return false;
+	index = segment_index_for(position);
+	if (index >= segment_count() || segment_at(index).first > position)
+		return false;
+	key_int64(&key, 1, BTEqualStrategyNumber, position);
+	probe_open_segment(&probe, segment_at(index).relid, INDEX_POSITION,
+					   RowExclusiveLock, SnapshotSelf, &key, 1);
+	found = probe_next(&probe, ForwardScanDirection) &&
+		probe_int64(&probe, EV_STREAM_ID) == stream->id &&
+		id_is_made(&probe, &event->event_id);
+	if (found)
+		take_duplicate(stream, event, &probe);
+	probe_close(&probe, false);
+	return found;
+}
+
+/*
  * Looks for an event of a stream by id, in the segments that the stream has,
- * latest first.  If it is there, its place goes to *event; with other content
- * it is an error.
+ * latest first.
  */
 static bool
 find_duplicate(const StreamInput *stream, EventInput *event)
@@ -502,6 +548,8 @@ find_duplicate(const StreamInput *stream, EventInput *event)
 	int64		mark = 0;
 	int			latest = -1;
 
+	if (find_made_id(stream, event))
+		return true;
 	for (int pair = stream->nsegments - 2; pair >= 0; pair -= 2)
 	{
 		int			low = segment_index_for(stream->segments[pair]);
@@ -524,25 +572,11 @@ find_duplicate(const StreamInput *stream, EventInput *event)
 			probe_open_segment(&probe, segment.relid, INDEX_EVENT_ID,
 							   RowExclusiveLock, SnapshotSelf, &key, 1);
 			while (!found && probe_next(&probe, ForwardScanDirection))
-			{
-				bool		isnull;
-
-				if (probe_int64(&probe, EV_STREAM_ID) != stream->id)
-					continue;
-				found = true;
-				if (probe_int32(&probe, EV_TYPE_ID) !=
-					names_find(NAME_EVENT_TYPE, event->type, event->type_len))
-					id_reused(stream, &event->event_id,
-							  "That event has another type.");
-				if (probe_int32(&probe, EV_SCHEMA_VERSION) != event->schema_version)
-					id_reused(stream, &event->event_id,
-							  "That event has another schema version.");
-				if (!same_json(probe_value(&probe, EV_DATA, &isnull), event->data))
-					id_reused(stream, &event->event_id,
-							  "That event has other data.");
-				event->version = probe_int32(&probe, EV_VERSION);
-				event->position = probe_int64(&probe, EV_POSITION);
-			}
+				if (probe_int64(&probe, EV_STREAM_ID) == stream->id)
+				{
+					take_duplicate(stream, event, &probe);
+					found = true;
+				}
 			/* the latest segment is about to be written, the others are not */
 			probe_close(&probe, index == latest);
 			if (found)
@@ -753,6 +787,7 @@ form_event(TupleDesc desc, const StreamInput *stream, const EventInput *event,
 	values[EV_TYPE_ID - 1] = Int32GetDatum(event->type_id);
 	values[EV_SCHEMA_VERSION - 1] = Int32GetDatum(event->schema_version);
 	values[EV_EVENT_ID - 1] = UUIDPGetDatum(&event->event_id);
+	nulls[EV_EVENT_ID - 1] = !event->has_event_id;
 	values[EV_OCCURRED_AT - 1] = TimestampTzGetDatum(event->occurred_at);
 	nulls[EV_OCCURRED_AT - 1] = !event->has_occurred_at;
 	values[EV_SOURCE_ID - 1] = Int32GetDatum(event->source_id);
@@ -1003,8 +1038,6 @@ number_events(AppendBatch *append, int64 position, TimestampTz recorded_at)
 			wrong_version(stream, (int64) event->wanted_version - 1,
 						  event->version - 1);
 		event->position = position++;
-		if (!event->has_event_id)
-			ids_make(&event->event_id, recorded_at);
 		if (stream->first_version == 0)
 		{
 			stream->first_version = event->version;

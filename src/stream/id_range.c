@@ -16,7 +16,9 @@
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/timestamp.h"
 
+#include "common/ids.h"
 #include "common/rows.h"
 #include "stream/stream.h"
 
@@ -91,6 +93,22 @@ id_range_may_hold(Segment segment, const pg_uuid_t *id, int64 *mark)
 	return !range->empty &&
 		memcmp(id, &range->lowest, UUID_LEN) >= 0 &&
 		memcmp(id, &range->highest, UUID_LEN) <= 0;
+}
+
+/* Has the row no id of its own, and this one by computation? */
+bool
+id_is_made(Probe *probe, const pg_uuid_t *id)
+{
+	pg_uuid_t	made;
+	bool		isnull;
+
+	(void) probe_value(probe, EV_EVENT_ID, &isnull);
+	if (!isnull)
+		return false;
+	ids_derive(&made, probe_int64(probe, EV_POSITION),
+			   DatumGetTimestampTz(probe_value(probe, EV_RECORDED_AT, &isnull)),
+			   counter_id_key());
+	return memcmp(id, &made, UUID_LEN) == 0;
 }
 
 void

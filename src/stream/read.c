@@ -46,6 +46,7 @@
 
 #include "common/compat.h"
 #include "common/errors.h"
+#include "common/ids.h"
 #include "common/names.h"
 #include "common/rows.h"
 #include "stream/read.h"
@@ -124,6 +125,10 @@ struct Reader
 	int32		type_id;		/* 0: any */
 	int64		last_version;	/* seen, 0 for none */
 	int64		id_mark;		/* for id_range_may_hold() */
+	int64		made_position;	/* where the event is whose id it may be, or 0 */
+	bool		by_made_id;		/* that is what is being looked at */
+	int64		id_key;
+	pg_uuid_t	made_id;		/* the id of the event handed out last */
 
 	/* the segment that is read */
 	bool		in_segment;
@@ -844,6 +849,24 @@ next_segment_by_list(Reader *reader)
 	bool		of_stream = request->kind == READ_STREAM || request->kind == READ_LAST;
 	ScanKeyData keys[3];
 
+	/* an id that the store has computed says where its event is */
+	reader->by_made_id = false;
+	if (reader->made_position > 0)
+	{
+		int64		position = reader->made_position;
+		int			index = segment_index_for(position);
+
+		reader->made_position = 0;
+		if (index < segment_count() && segment_at(index).first <= position)
+		{
+			begin_segment(reader, segment_at(index), 1);
+			key_int64(&keys[0], 1, BTEqualStrategyNumber, position);
+			add_range(reader, INDEX_POSITION, keys, 1, false);
+			reader->by_made_id = true;
+			return true;
+		}
+	}
+
 	if (reader->list_next < 0 || reader->list_next >= reader->nlist)
 		return false;
 	/* versions have no holes: the next segment begins with the next one */
@@ -988,6 +1011,9 @@ reader_open(const ReadRequest *request)
 	reader->request = *request;
 	reader->counts.mark = -1;
 	reader->dense_above = -1;
+	reader->id_key = counter_id_key();
+	if (request->kind == READ_EVENT_ID)
+		reader->made_position = ids_position(&request->event_id, reader->id_key);
 
 	switch (request->kind)
 	{
@@ -1124,8 +1150,9 @@ accept(Reader *reader, Probe *probe)
 		return true;
 	}
 	if (request->kind == READ_EVENT_ID)
-		return reader->stream_id == 0 ||
-			probe_int64(probe, EV_STREAM_ID) == reader->stream_id;
+		return (reader->stream_id == 0 ||
+				probe_int64(probe, EV_STREAM_ID) == reader->stream_id) &&
+			(!reader->by_made_id || id_is_made(probe, &request->event_id));
 	if (request->kind == READ_TRACE)
 		return true;
 
@@ -1217,6 +1244,13 @@ event_values(Reader *reader, Probe *probe, Datum *values, bool *nulls)
 	COPY(RE_SCHEMA_VERSION, EV_SCHEMA_VERSION);
 	COPY(RE_EVENT_ID, EV_EVENT_ID);
 	COPY(RE_RECORDED_AT, EV_RECORDED_AT);
+	if (nulls[RE_EVENT_ID])
+	{
+		ids_derive(&reader->made_id, DatumGetInt64(values[RE_POSITION]),
+				   DatumGetTimestampTz(values[RE_RECORDED_AT]), reader->id_key);
+		values[RE_EVENT_ID] = UUIDPGetDatum(&reader->made_id);
+		nulls[RE_EVENT_ID] = false;
+	}
 	COPY(RE_OCCURRED_AT, EV_OCCURRED_AT);
 	if (nulls[RE_OCCURRED_AT])
 		COPY(RE_OCCURRED_AT, EV_RECORDED_AT);

@@ -12,6 +12,7 @@
 #include "utils/uuid.h"
 
 #include "common/catalog.h"
+#include "common/rows.h"
 #include "position/position.h"
 
 #define ANY_VERSION		(-2)
@@ -116,6 +117,7 @@ extern void append_guard(const char *what);
 
 /* id_range.c */
 extern bool id_range_may_hold(Segment segment, const pg_uuid_t *id, int64 *mark);
+extern bool id_is_made(Probe *probe, const pg_uuid_t *id);
 extern void id_range_init(void);
 
 /* guard.c */
