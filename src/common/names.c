@@ -20,11 +20,13 @@
  */
 #include "postgres.h"
 
+#include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "commands/sequence.h"
 #include "common/hashfn.h"
 #include "miscadmin.h"
+#include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "storage/procarray.h"
 #include "utils/builtins.h"
@@ -44,6 +46,9 @@
 
 /* entries of one cache at which it is emptied and begun anew */
 #define MAX_CACHED		131072
+
+/* streams that a read looks up one by one, before it takes in their neighbours */
+#define MISSES_ALONE	8
 
 typedef struct NameKey
 {
@@ -468,6 +473,56 @@ names_text(NameKind kind, int32 id)
 }
 
 /*
+ * Remembers the names of all streams on the heap page of the row that a probe
+ * has found: streams of one time lie together, and their events do, too.
+ */
+static void
+remember_neighbours(Probe *probe)
+{
+	Buffer		buffer = ((BufferHeapTupleTableSlot *) probe->slot)->buffer;
+	TupleDesc	desc = RelationGetDescr(probe->heap);
+	HeapTupleData tuple;
+	Page		page;
+	OffsetNumber max;
+
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	page = BufferGetPage(buffer);
+	max = PageGetMaxOffsetNumber(page);
+	for (OffsetNumber off = FirstOffsetNumber; off <= max; off++)
+	{
+		ItemId		item = PageGetItemId(page, off);
+		bool		isnull;
+		bool		found;
+		int64		id;
+
+		if (!ItemIdIsNormal(item))
+			continue;
+		tuple.t_data = (HeapTupleHeader) PageGetItem(page, item);
+		tuple.t_len = ItemIdGetLength(item);
+		tuple.t_tableOid = RelationGetRelid(probe->heap);
+		ItemPointerSet(&tuple.t_self, BufferGetBlockNumber(buffer), off);
+		if (!HeapTupleSatisfiesVisibility(&tuple, probe->snapshot, buffer) ||
+			TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple.t_data)))
+			continue;
+		id = DatumGetInt64(heap_getattr(&tuple, ST_ID, desc, &isnull));
+		if (idhash_lookup(by_id, id) == NULL)
+		{
+			MemoryContext saved;
+			Datum		name = heap_getattr(&tuple, ST_NAME, desc, &isnull);
+
+			/* another table is not looked at under this page's lock */
+			if (VARATT_IS_EXTERNAL(DatumGetPointer(name)))
+				continue;
+			saved = MemoryContextSwitchTo(names_context);
+			name = PointerGetDatum(DatumGetTextPCopy(name));
+			idhash_insert(by_id, id, &found)->name = DatumGetTextP(name);
+			MemoryContextSwitchTo(saved);
+		}
+	}
+	LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
+}
+
+/*
  * The name of a stream; likewise.  Streams' rows are updated, so they are looked
  * up by the caller's snapshot first, and as of now (twice, since a row may move
  * between the look into the index and that at the row) only if it has none.
@@ -492,6 +547,8 @@ names_stream(int64 stream_id, StreamNames *lookup, Snapshot snapshot)
 		lookup->open = true;
 	}
 	name = probed_name(stream_id, &lookup->probe, ST_NAME);
+	if (name != NULL && ++lookup->misses > MISSES_ALONE)
+		remember_neighbours(&lookup->probe);
 	for (int i = 0; name == NULL && i < 2; i++)
 	{
 		Probe		probe;

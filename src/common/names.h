@@ -20,6 +20,7 @@ typedef struct StreamNames
 {
 	Probe		probe;
 	bool		open;
+	int			misses;			/* of the cache */
 } StreamNames;
 
 extern int32 names_intern(NameKind kind, const char *name, int len);
