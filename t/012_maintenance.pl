@@ -127,7 +127,8 @@ query_is($node, 'postgres', 'all that was acknowledged is there', $acknowledged,
 	'SELECT count(*) FROM event_store.events');
 store_is_sound($node, 'postgres', 'after maintenance');
 
-# Every index has every event, and nothing else.
+# Every B-tree has every row, and nothing else. The hash index on streams' names
+# is what stream_version() goes by, which agreed with the events above.
 SKIP:
 {
 	skip 'amcheck is not installed', 1 unless $amcheck;
@@ -136,6 +137,7 @@ SKIP:
 	foreach my $index (split /\n/, $node->safe_psql('postgres', <<'EOT'))
 SELECT c.oid::regclass FROM pg_class c JOIN pg_index i ON i.indexrelid = c.oid
 WHERE relnamespace = 'event_store'::regnamespace AND relkind = 'i' AND indisvalid
+	AND relam = (SELECT oid FROM pg_am WHERE amname = 'btree')
 ORDER BY c.oid
 EOT
 	{
