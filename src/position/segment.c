@@ -48,6 +48,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/relcache.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -119,6 +120,12 @@ load_map(void)
 
 		map_event = store->event;
 		event = table_open(store->event, AccessShareLock);
+
+		/*
+		 * A descriptor that was being built when the message came is kept by
+		 * the relation cache, stale as it is: have it built anew.
+		 */
+		RelationCacheInvalidateEntry(store->event);
 		seen = messages;
 		desc = RelationGetPartitionDesc(event, true);
 		fresh = MemoryContextAlloc(map_context,
