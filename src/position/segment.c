@@ -122,8 +122,8 @@ load_map(void)
 		event = table_open(store->event, AccessShareLock);
 
 		/*
-		 * A descriptor that was being built when the message came is kept by
-		 * the relation cache, stale as it is: have it built anew.
+		 * A descriptor that was being built when the message came may be kept
+		 * by the relation cache, stale as it is: have it built anew.
 		 */
 		RelationCacheInvalidateEntry(store->event);
 		seen = messages;
