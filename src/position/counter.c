@@ -44,7 +44,6 @@
 #include "commands/trigger.h"
 #include "fmgr.h"
 #include "miscadmin.h"
-#include "port/atomics.h"
 #include "storage/bufmgr.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
@@ -251,13 +250,13 @@ counter_draw(int64 count, TimestampTz *recorded_at)
 	{
 		int64		last_position;
 
-#ifdef PG_HAVE_8BYTE_SINGLE_COPY_ATOMICITY
-		last_position = *(volatile int64 *) &counter.row->last_position;
-#else
+		/*
+		 * Under the page's lock: while log_row() is at work the page shows a
+		 * value that is ahead of what has been drawn.
+		 */
 		LockBuffer(counter.buffer, BUFFER_LOCK_SHARE);
 		last_position = counter.row->last_position;
 		LockBuffer(counter.buffer, BUFFER_LOCK_UNLOCK);
-#endif
 		settled_announce(last_position);
 	}
 	LockBuffer(counter.buffer, BUFFER_LOCK_EXCLUSIVE);
