@@ -15,8 +15,8 @@
  * expressions and predicates; those of the extension are recognized by their
  * columns and take a shorter way.
  *
- * Locks: RowExclusiveLock on the segment and its indexes, to the end of the
- * transaction.
+ * Locks: RowExclusiveLock on the segment and those of its indexes that get an
+ * entry, to the end of the transaction.
  */
 #include "postgres.h"
 
@@ -33,6 +33,7 @@
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/execnodes.h"
+#include "nodes/primnodes.h"
 #include "pgstat.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -269,6 +270,20 @@ index_is_on(Form_pg_index form, int ncolumns, const int *columns)
 	return true;
 }
 
+/* Is the predicate "its first column is not null"? */
+static bool
+index_is_not_null(Relation index)
+{
+	List	   *predicate = RelationGetIndexPredicate(index);
+	NullTest   *test;
+
+	if (list_length(predicate) != 1 || !IsA(linitial(predicate), NullTest))
+		return false;
+	test = linitial_node(NullTest, predicate);
+	return test->nulltesttype == IS_NOT_NULL && IsA(test->arg, Var) &&
+		((Var *) test->arg)->varattno == index->rd_index->indkey.values[0];
+}
+
 static int
 index_role(Relation index)
 {
@@ -290,8 +305,8 @@ index_role(Relation index)
 		return -1;
 	for (int i = 0; i < SEGMENT_INDEXES; i++)
 		if (index_is_on(form, roles[i].ncolumns, roles[i].columns) &&
-			roles[i].partial == !heap_attisnull(index->rd_indextuple,
-												Anum_pg_index_indpred, NULL))
+			(roles[i].partial ? index_is_not_null(index) :
+			 heap_attisnull(index->rd_indextuple, Anum_pg_index_indpred, NULL)))
 			return i;
 	return -1;
 }
@@ -545,11 +560,22 @@ static void
 insert_index_entries(Relation segment, IndexEntry *it,
 					 TupleTableSlot **slots, int nslots)
 {
-	Relation	index = index_open(it->oid, RowExclusiveLock);
-	IndexUniqueCheck unique = index->rd_index->indisunique ?
-		UNIQUE_CHECK_YES : UNIQUE_CHECK_NO;
+	Relation	index;
+	IndexUniqueCheck unique;
+	int			first = 0;
 
-	for (int i = 0; i < nslots; i++)
+	if (it->not_null)
+	{
+		/* mostly there is nothing to do, so the index is not even opened */
+		while (first < nslots &&
+			   slot_attisnull(slots[first], it->info->ii_IndexAttrNumbers[0]))
+			first++;
+		if (first == nslots)
+			return;
+	}
+	index = index_open(it->oid, RowExclusiveLock);
+	unique = index->rd_index->indisunique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO;
+	for (int i = first; i < nslots; i++)
 	{
 		TupleTableSlot *slot = slots[i];
 		Datum		values[INDEX_MAX_KEYS];

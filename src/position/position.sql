@@ -50,7 +50,7 @@ CREATE TABLE event_store.event (
 	version			int NOT NULL,
 	category_id		int NOT NULL,
 	type_id			int NOT NULL,
-	schema_version	int NOT NULL,
+	schema_version	int,
 	event_id		uuid,
 	occurred_at		timestamptz,
 	source_id		int,
@@ -76,7 +76,7 @@ COMMENT ON COLUMN event_store.event.recorded_at IS 'the clock at the append; nev
 COMMENT ON COLUMN event_store.event.version IS 'place in the stream: 1, 2, 3 ... without holes';
 COMMENT ON COLUMN event_store.event.category_id IS 'the stream''s category: event_store.category.id';
 COMMENT ON COLUMN event_store.event.type_id IS 'the event''s type: event_store.event_type.id';
-COMMENT ON COLUMN event_store.event.schema_version IS 'version of the schema that data follows';
+COMMENT ON COLUMN event_store.event.schema_version IS 'version of the schema that data follows; NULL: 1';
 COMMENT ON COLUMN event_store.event.event_id IS 'the id that the event was appended with; NULL: event_store.made_event_id(position, recorded_at)';
 COMMENT ON COLUMN event_store.event.occurred_at IS 'the producer''s word for when it happened; NULL: as recorded_at';
 COMMENT ON COLUMN event_store.event.source_id IS 'where it came from: event_store.source.id, or NULL';

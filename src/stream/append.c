@@ -82,31 +82,49 @@ static int	held_locks = 0;
  * ----------------------------------------------------------------
  */
 
-/* Reads the columns of a stream's row into *stream. */
-static void
-read_stream_row(Probe *probe, StreamInput *stream)
+/*
+ * The segments of a stream, as its row has them; there is room for one more
+ * pair.  NULL stands for the one segment that the stream's id, which is the
+ * position of its first event, lies in: most streams never leave it.
+ */
+void
+append_read_segments(Probe *probe, StreamInput *stream)
 {
 	bool		isnull;
+	Datum		value = probe_value(probe, ST_SEGMENTS, &isnull);
 	ArrayType  *array;
-	int64	   *values;
 	int			count;
 
-	stream->id = probe_int64(probe, ST_ID);
-	stream->category_id = probe_int32(probe, ST_CATEGORY_ID);
-	stream->created_at = DatumGetTimestampTz(probe_value(probe, ST_CREATED_AT, &isnull));
-	stream->tid = probe->slot->tts_tid;
-	array = DatumGetArrayTypeP(probe_value(probe, ST_SEGMENTS, &isnull));
+	if (isnull)
+	{
+		stream->segments = palloc(sizeof(int64) * 4);
+		stream->segments[0] = stream->segments[1] = stream->id;
+		stream->nsegments = 2;
+		return;
+	}
+	array = DatumGetArrayTypeP(value);
 	count = ARR_NDIM(array) == 1 ? ARR_DIMS(array)[0] : 0;
-	values = (int64 *) ARR_DATA_PTR(array);
 	if (ARR_HASNULL(array) || count % 2 != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_STORE_DAMAGED),
 				 errmsg("the row of stream \"%s\" is damaged",
 						pnstrdup(stream->name, stream->len))));
-	/* room for what this append adds */
 	stream->segments = palloc(sizeof(int64) * (count + 2));
-	memcpy(stream->segments, values, sizeof(int64) * count);
+	memcpy(stream->segments, ARR_DATA_PTR(array), sizeof(int64) * count);
 	stream->nsegments = count;
+}
+
+/* Reads the columns of a stream's row into *stream. */
+static void
+read_stream_row(Probe *probe, StreamInput *stream)
+{
+	bool		isnull;
+
+	stream->id = probe_int64(probe, ST_ID);
+	stream->category_id = probe_int32(probe, ST_CATEGORY_ID);
+	stream->created_at = DatumGetTimestampTz(probe_value(probe, ST_CREATED_AT, &isnull));
+	stream->tid = probe->slot->tts_tid;
+	append_read_segments(probe, stream);
 }
 
 static void
@@ -437,7 +455,7 @@ read_version(StreamInput *stream)
 		return;
 	latest = stream->segments[stream->nsegments - 1];
 	index = segment_index_for(latest);
-	if (index >= segment_count() || (segment = segment_at(index)).first != latest)
+	if (index >= segment_count() || (segment = segment_at(index)).first > latest)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_STORE_DAMAGED),
 				 errmsg("the segment at position %lld of stream \"%s\" is missing",
@@ -498,12 +516,14 @@ same_json(Datum a, Datum b)
 static void
 take_duplicate(const StreamInput *stream, EventInput *event, Probe *probe)
 {
+	Datum		schema_version;
 	bool		isnull;
 
 	if (probe_int32(probe, EV_TYPE_ID) !=
 		names_find(NAME_EVENT_TYPE, event->type, event->type_len))
 		id_reused(stream, &event->event_id, "That event has another type.");
-	if (probe_int32(probe, EV_SCHEMA_VERSION) != event->schema_version)
+	schema_version = probe_value(probe, EV_SCHEMA_VERSION, &isnull);
+	if ((isnull ? 1 : DatumGetInt32(schema_version)) != event->schema_version)
 		id_reused(stream, &event->event_id, "That event has another schema version.");
 	if (!same_json(probe_value(probe, EV_DATA, &isnull), event->data))
 		id_reused(stream, &event->event_id, "That event has other data.");
@@ -786,6 +806,7 @@ form_event(TupleDesc desc, const StreamInput *stream, const EventInput *event,
 	values[EV_CATEGORY_ID - 1] = Int32GetDatum(stream->category_id);
 	values[EV_TYPE_ID - 1] = Int32GetDatum(event->type_id);
 	values[EV_SCHEMA_VERSION - 1] = Int32GetDatum(event->schema_version);
+	nulls[EV_SCHEMA_VERSION - 1] = event->schema_version == 1;
 	values[EV_EVENT_ID - 1] = UUIDPGetDatum(&event->event_id);
 	nulls[EV_EVENT_ID - 1] = !event->has_event_id;
 	values[EV_OCCURRED_AT - 1] = TimestampTzGetDatum(event->occurred_at);
@@ -801,19 +822,20 @@ form_event(TupleDesc desc, const StreamInput *stream, const EventInput *event,
 	return heap_form_tuple(desc, values, nulls);
 }
 
-/* Adds a segment to those that a stream's row names. */
+/* Adds a segment to those that a stream's row names, by a position in each. */
 static void
 note_segment(StreamInput *stream, Segment segment)
 {
 	int			n = stream->nsegments;
 	int			index;
+	int64		noted;
 
-	if (n > 0 && stream->segments[n - 1] == segment.first)
+	if (n > 0 && stream->segments[n - 1] >= segment.first)
 		return;
 	stream->note_segments = true;
 	index = segment_index_for(segment.first);
 	if (n > 0 && index > 0 &&
-		segment_at(index - 1).first == stream->segments[n - 1])
+		segment_at(index - 1).first <= stream->segments[n - 1])
 	{
 		stream->segments[n - 1] = segment.first;
 		return;
@@ -822,15 +844,22 @@ note_segment(StreamInput *stream, Segment segment)
 		stream->segments = palloc(sizeof(int64) * 2);
 	else
 		stream->segments = repalloc(stream->segments, sizeof(int64) * (n + 2));
-	stream->segments[n] = stream->segments[n + 1] = segment.first;
+	noted = n == 0 && stream->id >= segment.first && stream->id < segment.end ?
+		stream->id : segment.first;
+	stream->segments[n] = stream->segments[n + 1] = noted;
 	stream->nsegments = n + 2;
 }
 
 static Datum
-segments_datum(const StreamInput *stream)
+segments_datum(const StreamInput *stream, bool *isnull)
 {
-	Datum	   *elements = palloc(sizeof(Datum) * Max(stream->nsegments, 1));
+	Datum	   *elements;
 
+	*isnull = stream->nsegments == 2 && stream->segments[0] == stream->id &&
+		stream->segments[1] == stream->id;
+	if (*isnull)
+		return (Datum) 0;
+	elements = palloc(sizeof(Datum) * Max(stream->nsegments, 1));
 	for (int i = 0; i < stream->nsegments; i++)
 		elements[i] = Int64GetDatum(stream->segments[i]);
 	return PointerGetDatum(construct_array(elements, stream->nsegments, INT8OID,
@@ -849,7 +878,7 @@ insert_stream_row(CatalogIndexState indexes, Relation rel, StreamInput *stream)
 	values[ST_CATEGORY_ID - 1] = Int32GetDatum(stream->category_id);
 	values[ST_CREATED_AT - 1] = TimestampTzGetDatum(stream->created_at);
 	values[ST_NAME - 1] = PointerGetDatum(cstring_to_text_with_len(stream->name, stream->len));
-	values[ST_SEGMENTS - 1] = segments_datum(stream);
+	values[ST_SEGMENTS - 1] = segments_datum(stream, &nulls[ST_SEGMENTS - 1]);
 	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
 	CatalogTupleInsertWithInfo(rel, tuple, indexes);
 	stream->tid = tuple->t_self;
@@ -866,7 +895,7 @@ update_stream_row(CatalogIndexState indexes, Relation rel, StreamInput *stream)
 	values[ST_CATEGORY_ID - 1] = Int32GetDatum(stream->category_id);
 	values[ST_CREATED_AT - 1] = TimestampTzGetDatum(stream->created_at);
 	values[ST_NAME - 1] = PointerGetDatum(cstring_to_text_with_len(stream->name, stream->len));
-	values[ST_SEGMENTS - 1] = segments_datum(stream);
+	values[ST_SEGMENTS - 1] = segments_datum(stream, &nulls[ST_SEGMENTS - 1]);
 	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
 	tuple->t_self = stream->tid;
 	CatalogTupleUpdateWithInfo(rel, &stream->tid, tuple, indexes);

@@ -226,18 +226,20 @@ event_store_streams(PG_FUNCTION_ARGS)
 		while (left > 0 && probe_next(&probe, ForwardScanDirection))
 		{
 			bool		isnull;
-			ArrayType  *segments = DatumGetArrayTypeP(probe_value(&probe, ST_SEGMENTS, &isnull));
 			text	   *name = DatumGetTextPP(probe_value(&probe, ST_NAME, &isnull));
-			int			count = ARR_NDIM(segments) == 1 ? ARR_DIMS(segments)[0] : 0;
-			int64	   *values = (int64 *) ARR_DATA_PTR(segments);
+			StreamInput stream = {0};
 
-			if (count == 0 ||
+			stream.name = VARDATA_ANY(name);
+			stream.len = VARSIZE_ANY_EXHDR(name);
+			stream.id = probe_int64(&probe, ST_ID);
+			append_read_segments(&probe, &stream);
+			if (stream.nsegments == 0 ||
 				(category != NULL && probe_int32(&probe, ST_CATEGORY_ID) != category_id))
 				continue;
-			put_stream(result, name, probe_int64(&probe, ST_ID),
+			put_stream(result, name, stream.id,
 					   probe_int32(&probe, ST_CATEGORY_ID),
 					   DatumGetTimestampTz(probe_value(&probe, ST_CREATED_AT, &isnull)),
-					   values, count, snapshot);
+					   stream.segments, stream.nsegments, snapshot);
 			left--;
 			CHECK_FOR_INTERRUPTS();
 		}

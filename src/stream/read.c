@@ -1242,6 +1242,11 @@ event_values(Reader *reader, Probe *probe, Datum *values, bool *nulls)
 	COPY(RE_POSITION, EV_POSITION);
 	COPY(RE_VERSION, EV_VERSION);
 	COPY(RE_SCHEMA_VERSION, EV_SCHEMA_VERSION);
+	if (nulls[RE_SCHEMA_VERSION])
+	{
+		values[RE_SCHEMA_VERSION] = Int32GetDatum(1);
+		nulls[RE_SCHEMA_VERSION] = false;
+	}
 	COPY(RE_EVENT_ID, EV_EVENT_ID);
 	COPY(RE_RECORDED_AT, EV_RECORDED_AT);
 	if (nulls[RE_EVENT_ID])

@@ -111,6 +111,7 @@ extern void input_batch_of_streams(AppendBatch *append, Jsonb *appends);
 
 /* append.c */
 extern void append_write(AppendBatch *append);
+extern void append_read_segments(Probe *probe, StreamInput *stream);
 extern bool append_find_stream(const char *name, int len, Snapshot snapshot,
 							   StreamInput *found);
 extern void append_guard(const char *what);

@@ -7,7 +7,7 @@ CREATE TABLE event_store.stream (
 	category_id	int NOT NULL,
 	created_at	timestamptz NOT NULL,
 	name		text COLLATE "C" NOT NULL,
-	segments	bigint[] NOT NULL,
+	segments	bigint[],
 	CONSTRAINT stream_pkey PRIMARY KEY (id),
 	CONSTRAINT stream_name_key UNIQUE (name)
 );
@@ -22,7 +22,7 @@ COMMENT ON COLUMN event_store.stream.id IS 'position of the stream''s first even
 COMMENT ON COLUMN event_store.stream.category_id IS 'event_store.category.id';
 COMMENT ON COLUMN event_store.stream.created_at IS 'recorded_at of the stream''s first event';
 COMMENT ON COLUMN event_store.stream.name IS 'the stream''s name: category, dash, id';
-COMMENT ON COLUMN event_store.stream.segments IS 'the segments that hold the stream''s events, as pairs: first position of the first and of the last segment of each unbroken run';
+COMMENT ON COLUMN event_store.stream.segments IS 'the segments that hold the stream''s events, as pairs: a position in the first and one in the last segment of each unbroken run; NULL: the one that the first event lies in';
 SELECT pg_extension_config_dump('event_store.stream', '');
 CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON event_store.stream
 	FOR EACH STATEMENT EXECUTE FUNCTION event_store.refuse_change();
@@ -81,7 +81,7 @@ SELECT e.position,
 	   s.name AS stream,
 	   e.version,
 	   t.name AS type,
-	   e.schema_version,
+	   coalesce(e.schema_version, 1) AS schema_version,
 	   coalesce(e.event_id, event_store.made_event_id(e.position, e.recorded_at)) AS event_id,
 	   e.recorded_at,
 	   coalesce(e.occurred_at, e.recorded_at) AS occurred_at,
