@@ -10,7 +10,10 @@
 
 #include "access/tupdesc.h"
 
-/* columns of event_store.event, and of its segments */
+/*
+ * Columns of event_store.event, and of its segments.  Those behind the payload
+ * are mostly NULL: a row ends with the last one that is not.
+ */
 enum
 {
 	EV_POSITION = 1,
@@ -19,15 +22,15 @@ enum
 	EV_VERSION,
 	EV_CATEGORY_ID,
 	EV_TYPE_ID,
-	EV_SCHEMA_VERSION,
-	EV_EVENT_ID,
-	EV_OCCURRED_AT,
-	EV_SOURCE_ID,
-	EV_CAUSATION_ID,
-	EV_CORRELATION_ID,
 	EV_DATA,
 	EV_METADATA,
-	EV_NATTS = EV_METADATA
+	EV_EVENT_ID,
+	EV_CORRELATION_ID,
+	EV_CAUSATION_ID,
+	EV_SOURCE_ID,
+	EV_SCHEMA_VERSION,
+	EV_OCCURRED_AT,
+	EV_NATTS = EV_OCCURRED_AT
 };
 
 /* columns of event_store.stream */

@@ -25,6 +25,7 @@
 #include "access/relscan.h"
 #include "access/table.h"
 #include "access/tableam.h"
+#include "access/visibilitymap.h"
 #include "catalog/index.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_am_d.h"
@@ -35,6 +36,7 @@
 #include "nodes/execnodes.h"
 #include "nodes/primnodes.h"
 #include "pgstat.h"
+#include "storage/bufmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/hsearch.h"
@@ -86,6 +88,7 @@ begin_probe(Probe *probe, Relation heap, Oid index, LOCKMODE lock,
 	probe->lock = lock;
 	probe->snapshot = snapshot;
 	probe->slot = entries ? NULL : table_slot_create(probe->heap, NULL);
+	probe->visibility = InvalidBuffer;
 	probe->scan = compat_index_beginscan(probe->heap, probe->index, snapshot, nkeys);
 	probe->scan->xs_want_itup = entries;
 	index_rescan(probe->scan, keys, nkeys, NULL, 0);
@@ -119,6 +122,8 @@ probe_close(Probe *probe, bool keep_locks)
 	index_endscan(probe->scan);
 	if (probe->slot != NULL)
 		ExecDropSingleTupleTableSlot(probe->slot);
+	if (BufferIsValid(probe->visibility))
+		ReleaseBuffer(probe->visibility);
 	index_close(probe->index, lock);
 	table_close(probe->heap, lock);
 }
@@ -460,6 +465,29 @@ probe_next_entry(Probe *probe, ScanDirection direction)
 	return index_getnext_tid(probe->scan, direction) != NULL;
 }
 
+/*
+ * The next entry whose row the snapshot shows.  The row itself is not looked at
+ * where its page is known to be visible to all, as it is after a VACUUM: what
+ * nodeIndexonlyscan.c says about that holds here.
+ */
+bool
+probe_next_shown_entry(Probe *probe, ScanDirection direction)
+{
+	ItemPointer tid;
+
+	while ((tid = index_getnext_tid(probe->scan, direction)) != NULL)
+	{
+		if (VM_ALL_VISIBLE(probe->heap, ItemPointerGetBlockNumber(tid),
+						   &probe->visibility))
+			return true;
+		if (probe->slot == NULL)
+			probe->slot = table_slot_create(probe->heap, NULL);
+		if (index_fetch_heap(probe->scan, probe->slot))
+			return true;
+	}
+	return false;
+}
+
 /* A column of the entry found, by its place in the index. */
 int64
 probe_entry_int64(Probe *probe, int attno)
@@ -467,6 +495,15 @@ probe_entry_int64(Probe *probe, int attno)
 	bool		isnull;
 
 	return DatumGetInt64(index_getattr(probe->scan->xs_itup, attno,
+									   probe->scan->xs_itupdesc, &isnull));
+}
+
+int32
+probe_entry_int32(Probe *probe, int attno)
+{
+	bool		isnull;
+
+	return DatumGetInt32(index_getattr(probe->scan->xs_itup, attno,
 									   probe->scan->xs_itupdesc, &isnull));
 }
 

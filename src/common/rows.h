@@ -9,6 +9,7 @@
 #include "access/skey.h"
 #include "catalog/indexing.h"
 #include "executor/tuptable.h"
+#include "storage/buf.h"
 #include "utils/rel.h"
 #include "utils/snapshot.h"
 
@@ -32,6 +33,7 @@ typedef struct Probe
 	IndexScanDesc scan;
 	TupleTableSlot *slot;		/* the row found */
 	Snapshot	snapshot;
+	Buffer		visibility;		/* page of the visibility map, if one is pinned */
 } Probe;
 
 /* what fetches the rows of entries that several probes have found */
@@ -63,7 +65,9 @@ extern void probe_open_segment_entries(Probe *probe, Oid segment, SegmentIndex w
 									   LOCKMODE lock, Snapshot snapshot,
 									   ScanKey keys, int nkeys);
 extern bool probe_next_entry(Probe *probe, ScanDirection direction);
+extern bool probe_next_shown_entry(Probe *probe, ScanDirection direction);
 extern int64 probe_entry_int64(Probe *probe, int attno);
+extern int32 probe_entry_int32(Probe *probe, int attno);
 extern void fetch_open(RowFetch *fetch, Probe *any);
 extern bool fetch_row(RowFetch *fetch, Probe *probe);
 extern void fetch_close(RowFetch *fetch);

@@ -41,8 +41,9 @@ ALTER TABLE event_store.position_counter ENABLE ALWAYS TRIGGER advance;
 ALTER TABLE event_store.position_counter ENABLE ALWAYS TRIGGER refuse_change;
 
 -- Columns stand in the order of their alignment; what is mostly empty comes
--- before the payload, where a NULL costs nothing.  The C code knows the
--- numbers (src/common/catalog.h).
+-- last, so that a row without it ends with the payload, needs no bitmap of
+-- NULLs, and is eight bytes shorter.  The C code knows the numbers
+-- (src/common/catalog.h).
 CREATE TABLE event_store.event (
 	position		bigint NOT NULL,
 	stream_id		bigint NOT NULL,
@@ -50,14 +51,14 @@ CREATE TABLE event_store.event (
 	version			int NOT NULL,
 	category_id		int NOT NULL,
 	type_id			int NOT NULL,
-	schema_version	int,
-	event_id		uuid,
-	occurred_at		timestamptz,
-	source_id		int,
-	causation_id	uuid,
-	correlation_id	text COLLATE "C",
 	data			jsonb NOT NULL,
-	metadata		jsonb NOT NULL
+	metadata		jsonb NOT NULL,
+	event_id		uuid,
+	correlation_id	text COLLATE "C",
+	causation_id	uuid,
+	source_id		int,
+	schema_version	int,
+	occurred_at		timestamptz
 ) PARTITION BY RANGE (position);
 ALTER TABLE event_store.event OWNER TO @extowner@;
 DO $$

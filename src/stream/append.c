@@ -441,15 +441,23 @@ lock_streams(AppendBatch *append)
 	pfree(sorted);
 }
 
-/* The version of a stream that is there, from its latest segment. */
+/* the place of version in the index on (stream_id, version) */
+#define STREAM_INDEX_VERSION	2
+
+/*
+ * The version of a stream that is there, from its latest segment.  Where one is
+ * expected, entries below it need not be read: mostly it is the last.
+ */
 static void
 read_version(StreamInput *stream)
 {
 	int64		latest;
 	int			index;
 	Segment		segment;
-	ScanKeyData key;
+	ScanKeyData keys[2];
+	int			nkeys = 1;
 	Probe		probe;
+	bool		found;
 
 	if (stream->id == 0 || stream->nsegments == 0)
 		return;
@@ -460,11 +468,21 @@ read_version(StreamInput *stream)
 				(errcode(ERRCODE_VE_STORE_DAMAGED),
 				 errmsg("the segment at position %lld of stream \"%s\" is missing",
 						(long long) latest, pnstrdup(stream->name, stream->len))));
-	key_int64(&key, 1, BTEqualStrategyNumber, stream->id);
-	probe_open_segment(&probe, segment.relid, INDEX_STREAM,
-					   RowExclusiveLock, SnapshotSelf, &key, 1);
-	if (probe_next(&probe, BackwardScanDirection))
-		stream->version = probe_int32(&probe, EV_VERSION);
+	key_int64(&keys[0], 1, BTEqualStrategyNumber, stream->id);
+	if (stream->expected_version > 0 && stream->expected_version <= PG_INT32_MAX)
+		key_int32(&keys[nkeys++], STREAM_INDEX_VERSION, BTGreaterEqualStrategyNumber,
+				  (int32) stream->expected_version);
+	probe_open_segment_entries(&probe, segment.relid, INDEX_STREAM,
+							   RowExclusiveLock, SnapshotSelf, keys, nkeys);
+	found = probe_next_shown_entry(&probe, BackwardScanDirection);
+	if (!found && nkeys > 1)
+	{
+		key_int32(&keys[1], STREAM_INDEX_VERSION, BTGreaterEqualStrategyNumber, 1);
+		probe_again(&probe, keys, nkeys);
+		found = probe_next_shown_entry(&probe, BackwardScanDirection);
+	}
+	if (found)
+		stream->version = probe_entry_int32(&probe, STREAM_INDEX_VERSION);
 	else
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_STORE_DAMAGED),
@@ -792,12 +810,49 @@ intern_category(StreamInput *stream)
 					 input_category_length(stream->name, stream->len));
 }
 
+/* A descriptor of the first columns of an event. */
+static TupleDesc
+event_descriptor(int natts)
+{
+	static TupleDesc descriptors[EV_NATTS + 1];
+	static uint64 generation = 0;
+	const Store *store = catalog_store();
+
+	if (unlikely(generation != store->generation))
+	{
+		for (int i = 0; i <= EV_NATTS; i++)
+			if (descriptors[i] != NULL)
+			{
+				FreeTupleDesc(descriptors[i]);
+				descriptors[i] = NULL;
+			}
+		generation = store->generation;
+	}
+	if (unlikely(descriptors[natts] == NULL))
+	{
+		Relation	event = table_open(store->event, AccessShareLock);
+		MemoryContext saved = MemoryContextSwitchTo(TopMemoryContext);
+		TupleDesc	desc = CreateTemplateTupleDesc(natts);
+
+		for (int i = 1; i <= natts; i++)
+			TupleDescCopyEntry(desc, i, RelationGetDescr(event), i);
+		descriptors[natts] = desc;
+		MemoryContextSwitchTo(saved);
+		table_close(event, AccessShareLock);
+	}
+	return descriptors[natts];
+}
+
+/*
+ * The row of an event, up to its last column that has a value: what a tuple
+ * does not have is NULL, as in rows older than an ALTER TABLE ADD COLUMN.
+ */
 static HeapTuple
-form_event(TupleDesc desc, const StreamInput *stream, const EventInput *event,
-		   TimestampTz recorded_at)
+form_event(const StreamInput *stream, const EventInput *event, TimestampTz recorded_at)
 {
 	Datum		values[EV_NATTS];
 	bool		nulls[EV_NATTS] = {0};
+	int			natts = EV_NATTS;
 
 	values[EV_POSITION - 1] = Int64GetDatum(event->position);
 	values[EV_STREAM_ID - 1] = Int64GetDatum(stream->id);
@@ -819,7 +874,9 @@ form_event(TupleDesc desc, const StreamInput *stream, const EventInput *event,
 	nulls[EV_CORRELATION_ID - 1] = !event->has_correlation_id;
 	values[EV_DATA - 1] = event->data;
 	values[EV_METADATA - 1] = event->metadata;
-	return heap_form_tuple(desc, values, nulls);
+	while (nulls[natts - 1])
+		natts--;
+	return heap_form_tuple(event_descriptor(natts), values, nulls);
 }
 
 /* Adds a segment to those that a stream's row names, by a position in each. */
@@ -1087,7 +1144,6 @@ write_events(AppendBatch *append, int nnew, int64 last_position, TimestampTz rec
 	HeapTuple  *tuples = palloc(sizeof(HeapTuple) * nnew);
 	int			ntuples = 0;
 	Segment		segment = {InvalidOid, 0, 0};
-	TupleDesc	desc = NULL;
 	Relation	rel = NULL;
 	int64		noted_pair = 0;
 
@@ -1108,7 +1164,6 @@ write_events(AppendBatch *append, int nnew, int64 last_position, TimestampTz rec
 				table_close(rel, NoLock);
 			segment = segment_for_append(event->position, last_position);
 			rel = table_open(segment.relid, RowExclusiveLock);
-			desc = RelationGetDescr(rel);
 			noted_pair = 0;
 		}
 		note_segment(stream, segment);
@@ -1118,7 +1173,7 @@ write_events(AppendBatch *append, int nnew, int64 last_position, TimestampTz rec
 			names_note_content(stream->category_id, event->type_id, segment.first);
 			noted_pair = pair;
 		}
-		tuples[ntuples++] = form_event(desc, stream, event, recorded_at);
+		tuples[ntuples++] = form_event(stream, event, recorded_at);
 	}
 	rows_insert_events(rel, tuples, ntuples);
 	table_close(rel, NoLock);
