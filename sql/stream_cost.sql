@@ -5,15 +5,19 @@ CREATE EXTENSION event_store;
 RESET client_min_messages;
 SELECT event_store.set_segment_size(500);
 
--- buffers that a statement touches when all it needs is cached
+-- buffers that a statement touches when all it needs is cached: the least of several runs, since a segment that is
+-- made in the background empties caches in between
 CREATE FUNCTION buffers(statement text) RETURNS int LANGUAGE plpgsql AS $$
 DECLARE
 	plan jsonb;
+	least_so_far int;
 BEGIN
-	FOR i IN 1..3 LOOP
+	FOR i IN 1..5 LOOP
 		EXECUTE 'EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) ' || statement INTO plan;
+		least_so_far := least(least_so_far,
+			(plan #>> '{0,Plan,Shared Hit Blocks}')::int + (plan #>> '{0,Plan,Shared Read Blocks}')::int);
 	END LOOP;
-	RETURN (plan #>> '{0,Plan,Shared Hit Blocks}')::int + (plan #>> '{0,Plan,Shared Read Blocks}')::int;
+	RETURN least_so_far;
 END $$;
 CREATE TABLE reads (n int, statement text, small int, large int);
 INSERT INTO reads VALUES
