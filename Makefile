@@ -23,14 +23,22 @@ OBJS = \
 	src/stream/id_range.o \
 	src/stream/read.o \
 	src/stream/scan.o \
-	src/stream/lookup.o
+	src/stream/lookup.o \
+	src/notification/notify.o \
+	src/notification/relay.o \
+	src/notification/wake.o \
+	src/worker/task.o \
+	src/worker/run.o \
+	src/worker/launch.o
 
 # The install script, part by part in order of dependency: the table of
 # contents of the architecture.
 SQL_PARTS = \
 	src/common/common.sql \
 	src/position/position.sql \
-	src/stream/stream.sql
+	src/stream/stream.sql \
+	src/notification/notification.sql \
+	src/worker/worker.sql
 
 DATA_built = $(EXTENSION)--$(EXTVERSION).sql
 DOCS = README.md

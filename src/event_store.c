@@ -9,8 +9,10 @@
 #include "common/catalog.h"
 #include "common/guc.h"
 #include "common/names.h"
+#include "notification/notification.h"
 #include "position/position.h"
 #include "stream/stream.h"
+#include "worker/worker.h"
 
 PG_MODULE_MAGIC;
 
@@ -25,4 +27,6 @@ _PG_init(void)
 	position_init();
 	segment_init();
 	stream_init();
+	notify_init();
+	launch_init();
 }

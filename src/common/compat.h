@@ -10,6 +10,8 @@
 #include "access/tableam.h"
 #include "catalog/objectaddress.h"
 #include "commands/explain.h"
+#include "storage/procarray.h"
+#include "storage/sinvaladt.h"
 #include "utils/acl.h"
 #include "utils/rel.h"
 
@@ -25,6 +27,13 @@
 /* 18 moved the ExplainProperty functions to a header of their own */
 #if PG_VERSION_NUM >= 180000
 #include "commands/explain_format.h"
+#endif
+
+/* 17 numbers processes, where backends had ids */
+#if PG_VERSION_NUM >= 170000
+#define compat_vxid_proc(vxid) ProcNumberGetProc((vxid).procNumber)
+#else
+#define compat_vxid_proc(vxid) BackendIdGetProc((vxid).backendId)
 #endif
 
 /* 18 counts index searches through one more argument */

@@ -19,4 +19,7 @@
 /* the store's own tables are not as the extension made them */
 #define ERRCODE_VE_STORE_DAMAGED			MAKE_SQLSTATE('V', 'E', '0', '0', '6')
 
+/* the background worker cannot be started or stopped */
+#define ERRCODE_VE_NO_WORKER				MAKE_SQLSTATE('V', 'E', '0', '0', '7')
+
 #endif

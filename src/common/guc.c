@@ -13,6 +13,15 @@
 int			guc_max_batch_events = 100000;
 int			guc_max_batch_size = 256 * 1024;
 bool		guc_segment_worker = true;
+int			guc_notify = NOTIFY_AUTO;
+
+static const struct config_enum_entry notify_modes[] = {
+	{"auto", NOTIFY_AUTO, false},
+	{"commit", NOTIFY_COMMIT, false},
+	{"worker", NOTIFY_WORKER, false},
+	{"off", NOTIFY_OFF, false},
+	{NULL, 0, false}
+};
 
 void
 guc_init(void)
@@ -35,5 +44,11 @@ guc_init(void)
 							 &guc_segment_worker,
 							 true,
 							 PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomEnumVariable("event_store.notify",
+							 "Who sends the notifications of a transaction that has appended.",
+							 "commit: the transaction itself, at its end, where PostgreSQL lets one transaction of the server notify at a time; worker: the background worker, for all commits of the last moment at once; auto: the worker if one runs, or else the transaction; off: nobody.",
+							 &guc_notify,
+							 NOTIFY_AUTO, notify_modes,
+							 PGC_USERSET, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("event_store");
 }

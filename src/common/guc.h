@@ -5,9 +5,19 @@
 #ifndef EVENT_STORE_GUC_H
 #define EVENT_STORE_GUC_H
 
+/* event_store.notify: how a commit that appended wakes who listens */
+typedef enum NotifyMode
+{
+	NOTIFY_AUTO,				/* by the worker if one runs, or else at commit */
+	NOTIFY_COMMIT,
+	NOTIFY_WORKER,
+	NOTIFY_OFF
+} NotifyMode;
+
 extern int	guc_max_batch_events;
 extern int	guc_max_batch_size;		/* kB */
 extern bool guc_segment_worker;
+extern int	guc_notify;
 
 extern void guc_init(void);
 

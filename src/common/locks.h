@@ -16,6 +16,8 @@
 #define LOCK_CLASS_STREAM	0xE502	/* a stream, by hash of its name */
 #define LOCK_CLASS_NAME		0xE503	/* an interned name, by hash */
 #define LOCK_CLASS_SEGMENT	0xE504	/* making segments */
+#define LOCK_CLASS_NOTIFIER	0xE505	/* who sends notifications for all others */
+#define LOCK_CLASS_WAITER	0xE506	/* who waits for events */
 
 extern void locks_set_tag(LOCKTAG *tag, uint16 lock_class, uint64 key);
 

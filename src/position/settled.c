@@ -101,6 +101,27 @@ settled_mark(void)
 	return mark;
 }
 
+/*
+ * Lets go of the bound lock a moment before the transaction's other locks, in a
+ * callback of its commit or abort, when it has left the proc array: so that
+ * whoever is woken by that callback finds the mark moved on.
+ */
+void
+settled_release(void)
+{
+	LOCKTAG		tag;
+	ResourceOwner saved_owner = CurrentResourceOwner;
+
+	if (own_bound == 0)
+		return;
+	Assert(!TransactionIdIsInProgress(GetTopTransactionIdIfAny()));
+	locks_set_tag(&tag, LOCK_CLASS_BOUND, (uint64) own_bound);
+	own_bound = 0;
+	CurrentResourceOwner = TopTransactionResourceOwner;
+	(void) LockRelease(&tag, ShareLock, false);
+	CurrentResourceOwner = saved_owner;
+}
+
 /* The lock goes with the transaction: what remembers it goes, too. */
 static void
 forget_bound(XactEvent event, void *arg)

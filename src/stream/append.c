@@ -75,7 +75,11 @@ PG_FUNCTION_INFO_V1(event_store_append);
 PG_FUNCTION_INFO_V1(event_store_append_events);
 PG_FUNCTION_INFO_V1(event_store_append_streams);
 
+#define MAX_HOOKS	8
+
 static int	held_locks = 0;
+static AppendHook hooks[MAX_HOOKS];
+static int	nhooks = 0;
 
 /* ----------------------------------------------------------------
  * Phase 1: streams
@@ -1215,6 +1219,17 @@ append_write(AppendBatch *append)
 	release_streams(append);
 	segment_notice(first, first + nnew - 1);
 	CommandCounterIncrement();
+	for (int i = 0; i < nhooks; i++)
+		hooks[i] (append);
+}
+
+/* To be called when the library is loaded; hooks are called in that order. */
+void
+append_add_hook(AppendHook hook)
+{
+	if (nhooks == MAX_HOOKS)
+		elog(ERROR, "too many hooks of appends");
+	hooks[nhooks++] = hook;
 }
 
 /* ----------------------------------------------------------------

@@ -94,6 +94,14 @@ typedef struct AppendBatch
 	bool		by_row;
 } AppendBatch;
 
+/*
+ * What must happen inside an append and is not the append's own business
+ * registers itself here.  A hook is called once for each append that wrote
+ * something, after its rows, in the appender's transaction, which sees them;
+ * an error aborts the append.
+ */
+typedef void (*AppendHook) (const AppendBatch *append);
+
 /* input.c */
 extern void input_check_name(const char *what, const char *name, int len);
 extern int	input_category_length(const char *stream, int len);
@@ -111,6 +119,7 @@ extern void input_batch_of_streams(AppendBatch *append, Jsonb *appends);
 
 /* append.c */
 extern void append_write(AppendBatch *append);
+extern void append_add_hook(AppendHook hook);
 extern void append_read_segments(Probe *probe, StreamInput *stream);
 extern bool append_find_stream(const char *name, int len, Snapshot snapshot,
 							   StreamInput *found);
