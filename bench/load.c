@@ -30,6 +30,7 @@
  */
 #include <ctype.h>
 #include <getopt.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -119,6 +120,9 @@ typedef struct Client
 
 	int			category;		/* of a reader: where it is */
 	int64_t		after;
+
+	PGconn	   *listener;		/* who hears of what this client appends */
+	double		since;			/* what is timed began then, 0: with the call */
 
 	/* what has been done, in the time that counts and in all */
 	int64_t		calls;
@@ -647,6 +651,44 @@ step_follow(Client *client)
 	return rows;
 }
 
+/*
+ * An event, and then the notification of it, on another connection: what is
+ * timed is from the end of the append to there.
+ */
+static int64_t
+step_hear(Client *client)
+{
+	PGresult   *result;
+	int64_t		position;
+
+	snprintf(client->stream, sizeof(client->stream), "order-hear-%d", client->number);
+	event_type(client->type, client->number, 1);
+	choose_payload(client);
+	result = execute(client);
+	position = atoll(PQgetvalue(result, 0, 0));
+	PQclear(result);
+	client->since = now();
+	for (;;)
+	{
+		PGnotify   *notification;
+		struct pollfd input = {PQsocket(client->listener), POLLIN, 0};
+
+		if (PQconsumeInput(client->listener) == 0)
+			die("%s", PQerrorMessage(client->listener));
+		while ((notification = PQnotifies(client->listener)) != NULL)
+		{
+			const char *last = strstr(notification->extra, "\"last_position\": ");
+			bool		heard = last != NULL && atoll(last + 17) >= position;
+
+			PQfreemem(notification);
+			if (heard)
+				return 1;
+		}
+		if (poll(&input, 1, 10000) == 0)
+			die("no notification of position %lld came", (long long) position);
+	}
+}
+
 /* ---- Clients ---- */
 
 /* Turns ":name" into "$n" and notes which variable that is. */
@@ -709,6 +751,11 @@ prepare_client(Client *client, int number)
 	client->values[AFTER] = client->after_text;
 	client->values[FROM] = client->from_text;
 
+	if (step == step_hear)
+	{
+		client->listener = open_connection();
+		PQclear(PQexec(client->listener, "LISTEN event_store"));
+	}
 	if (step != step_copy)
 	{
 		PGresult   *result = PQprepare(client->conn, "call", sql, 0, NULL);
@@ -737,6 +784,8 @@ run_client(void *arg)
 			client->latencies_size = client->latencies_size ? 2 * client->latencies_size : 4096;
 			client->latencies = realloc(client->latencies, client->latencies_size * sizeof(uint32_t));
 		}
+		if (client->since > start)
+			start = client->since;
 		client->latencies[client->calls++] = (uint32_t) ((now() - start) * 1e6);
 		client->events += events;
 	}
@@ -949,7 +998,8 @@ main(int argc, char **argv)
 		strcmp(work, "batch") == 0 ? step_batch :
 		strcmp(work, "copy") == 0 ? step_copy :
 		strcmp(work, "read") == 0 ? step_read :
-		strcmp(work, "follow") == 0 ? step_follow : NULL;
+		strcmp(work, "follow") == 0 ? step_follow :
+		strcmp(work, "hear") == 0 ? step_hear : NULL;
 	if (step == NULL)
 		die("no such work: %s", work);
 	if (statement == NULL)

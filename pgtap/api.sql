@@ -56,6 +56,15 @@ INSERT INTO api VALUES
 	('trace',
 	 'correlation_id text, max_count bigint DEFAULT NULL::bigint',
 	 'SETOF event_store.recorded_event', 'stable', 'restricted', 'c', false),
+	('notify_listeners', 'after_position bigint', 'bigint', 'volatile', 'unsafe', 'c', true),
+	('builtin_tasks', 'OUT name text, OUT command text, OUT run_every interval', 'SETOF record', 'immutable', 'safe', 'sql', false),
+	('set_task',
+	 'name text, run_every interval DEFAULT NULL::interval, command text DEFAULT NULL::text, enabled boolean DEFAULT NULL::boolean',
+	 'void', 'volatile', 'unsafe', 'c', true),
+	('drop_task', 'name text', 'boolean', 'volatile', 'unsafe', 'c', true),
+	('run_tasks', '', 'integer', 'volatile', 'unsafe', 'c', true),
+	('start_worker', '', 'boolean', 'volatile', 'unsafe', 'c', true),
+	('stop_worker', '', 'boolean', 'volatile', 'unsafe', 'c', true),
 	('stream_version', 'stream text', 'bigint', 'stable', 'restricted', 'c', false),
 	('stream_info',
 	 'stream text, OUT stream text, OUT category text, OUT version integer, OUT created_at timestamp with time zone, OUT first_position bigint, OUT last_position bigint, OUT last_recorded_at timestamp with time zone',
@@ -157,7 +166,7 @@ SELECT set_eq($$
 	WHERE relnamespace = 'event_store'::regnamespace AND relkind IN ('r', 'p', 'v')
 	AND NOT relispartition$$,
 	ARRAY['event', 'stream', 'category', 'event_type', 'source', 'segment_content',
-		'position_counter', 'store', 'events'],
+		'position_counter', 'store', 'events', 'worker_task', 'worker_task_run', 'worker_tasks'],
 	'the schema has these tables and views and no others');
 
 SELECT is_empty($$
@@ -207,8 +216,14 @@ SELECT is_empty($$
 		WHERE setting LIKE 'search_path=%')$$,
 	'a function with the rights of its owner has a fixed search_path');
 SELECT is_empty($$
-	SELECT viewname FROM pg_views WHERE schemaname = 'event_store' AND viewname <> 'events'$$,
-	'no other view shows what the tables hide');
+	SELECT c.relname, v.relname
+	FROM pg_class v JOIN pg_rewrite r ON r.ev_class = v.oid
+	JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
+		AND d.refclassid = 'pg_class'::regclass
+	JOIN pg_class c ON c.oid = d.refobjid
+	WHERE v.relnamespace = 'event_store'::regnamespace AND v.relkind = 'v' AND v.relname <> 'events'
+	AND c.relname IN ('event', 'stream', 'category', 'event_type', 'source', 'segment_content')$$,
+	'no other view shows what the tables of events hide');
 
 -- What the rights are worth.
 CREATE ROLE event_store_contract_reader;
@@ -292,7 +307,7 @@ SELECT is_empty($$
 SELECT is_empty($$
 	SELECT c.oid::regclass FROM pg_class c
 	WHERE relnamespace = 'event_store'::regnamespace AND relkind IN ('r', 'p', 'v')
-	AND relname NOT IN ('store')
+	AND relname NOT IN ('store', 'worker_task', 'worker_task_run', 'worker_tasks')
 	AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgname = 'refuse_change')$$,
 	'all that holds events or their names refuses changes');
 SELECT is_empty($$

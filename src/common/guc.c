@@ -6,7 +6,9 @@
 
 #include <limits.h>
 
+#include "nodes/pg_list.h"
 #include "utils/guc.h"
+#include "utils/varlena.h"
 
 #include "common/guc.h"
 
@@ -14,6 +16,7 @@ int			guc_max_batch_events = 100000;
 int			guc_max_batch_size = 256 * 1024;
 bool		guc_segment_worker = true;
 int			guc_notify = NOTIFY_AUTO;
+char	   *guc_worker_databases = NULL;
 
 static const struct config_enum_entry notify_modes[] = {
 	{"auto", NOTIFY_AUTO, false},
@@ -22,6 +25,30 @@ static const struct config_enum_entry notify_modes[] = {
 	{"off", NOTIFY_OFF, false},
 	{NULL, 0, false}
 };
+
+/* A list of identifiers, as in search_path. */
+static bool
+check_worker_databases(char **value, void **extra, GucSource source)
+{
+	char	   *copy = pstrdup(*value);
+	List	   *names = NIL;
+	ListCell   *cell;
+	bool		fits = true;
+
+	if (!SplitIdentifierString(copy, ',', &names))
+	{
+		GUC_check_errdetail("List syntax is invalid.");
+		return false;
+	}
+	foreach(cell, names)
+		if (strlen((char *) lfirst(cell)) >= NAMEDATALEN)
+			fits = false;
+	if (!fits)
+		GUC_check_errdetail("A name is too long.");
+	list_free(names);
+	pfree(copy);
+	return fits;
+}
 
 void
 guc_init(void)
@@ -50,5 +77,12 @@ guc_init(void)
 							 &guc_notify,
 							 NOTIFY_AUTO, notify_modes,
 							 PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("event_store.worker_databases",
+							   "Databases that have a background worker, separated by commas.",
+							   "With shared_preload_libraries a launcher keeps one in each of them; elsewhere see start_worker().",
+							   &guc_worker_databases,
+							   "",
+							   PGC_SIGHUP, GUC_LIST_INPUT,
+							   check_worker_databases, NULL, NULL);
 	MarkGUCPrefixReserved("event_store");
 }

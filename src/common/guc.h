@@ -18,6 +18,7 @@ extern int	guc_max_batch_events;
 extern int	guc_max_batch_size;		/* kB */
 extern bool guc_segment_worker;
 extern int	guc_notify;
+extern char *guc_worker_databases;
 
 extern void guc_init(void);
 

@@ -1,0 +1,29 @@
+/*
+ * notification.h
+ *		Waking those who wait for events: see README.md beside this file.
+ */
+#ifndef EVENT_STORE_NOTIFICATION_H
+#define EVENT_STORE_NOTIFICATION_H
+
+#include "datatype/timestamp.h"
+
+/* notify.c: the appender's side */
+extern void notify_category(const char *category, int64 count, int64 last_position);
+extern void notify_store(const char *only_category, int64 count, int64 last_position);
+extern void notify_init(void);
+
+/* relay.c: notifications for what others have appended */
+extern int64 relay_send(int64 after);
+
+/* wake.c: who wakes whom */
+extern bool wake_become_notifier(void);
+extern void wake_resign(void);
+extern bool wake_notifier_is_there(void);
+extern bool wake_notifier_is_here(void);
+extern int	wake_notifier_pid(Oid database);
+extern void wake_after_end(void);
+extern void wake_waiters(void);
+extern void wake_begin_wait(void);
+extern void wake_end_wait(void);
+
+#endif

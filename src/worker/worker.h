@@ -1,0 +1,29 @@
+/*
+ * worker.h
+ *		The background worker: see README.md beside this file.
+ */
+#ifndef EVENT_STORE_WORKER_H
+#define EVENT_STORE_WORKER_H
+
+#include "datatype/timestamp.h"
+
+/* what a worker is told when it is registered, in its bgw_extra */
+typedef struct WorkerOrder
+{
+	Oid			database;
+	Oid			owner;			/* of the store: the role that it works as */
+} WorkerOrder;
+
+/* task.c */
+extern bool task_run_next(void);
+extern TimestampTz task_next_run(void);
+
+/* run.c */
+extern PGDLLEXPORT void event_store_worker_main(Datum arg);
+
+/* launch.c */
+extern PGDLLEXPORT void event_store_launcher_main(Datum arg);
+extern PGDLLEXPORT void event_store_starter_main(Datum arg);
+extern void launch_init(void);
+
+#endif

@@ -1,0 +1,214 @@
+# The background worker: what it notifies of, what it survives, and what it
+# gets out of the way of.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+
+use EventStoreTest;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+# The worker's process id, '' for none.
+sub worker_pid
+{
+	my ($node, $dbname) = @_;
+
+	return $node->safe_psql('postgres', <<"EOT");
+SELECT pid FROM pg_stat_activity
+WHERE backend_type = 'event_store worker' AND datname = '$dbname'
+EOT
+}
+
+sub worker_is_there
+{
+	my ($node, $dbname, $there) = @_;
+
+	return $node->poll_query_until('postgres', <<"EOT");
+SELECT EXISTS (SELECT FROM pg_stat_activity
+	WHERE backend_type = 'event_store worker' AND datname = '$dbname') = $there
+EOT
+}
+
+# Waits until a session that listens has got a notification that matches.
+sub hears
+{
+	my ($session, $pattern) = @_;
+	my @heard;
+
+	return wait_until(sub {
+		push @heard, grep { /Asynchronous notification/ } $session->run('SELECT 1');
+		return grep { /$pattern/ } @heard;
+	});
+}
+
+# ---------------------------------------------------------------------------
+# Started by a call
+# ---------------------------------------------------------------------------
+
+{
+	my $node = new_node('called',
+		conf => "event_store.notify = worker\nrestart_after_crash = on");
+
+	create_store($node, 'store', 64);
+	query_is($node, 'store', 'the worker starts', 't', 'SELECT event_store.start_worker()');
+	query_is($node, 'store', 'once', 'f', 'SELECT event_store.start_worker()');
+
+	my $listener = EventStoreTest::Session->new($node, 'store');
+	my $one = EventStoreTest::Session->new($node, 'store');
+	my $two = EventStoreTest::Session->new($node, 'store');
+
+	$listener->run('LISTEN event_store');
+	$listener->run('LISTEN "event_store.order"');
+	$one->run(q(SELECT event_store.append('order-1', 't', '1')));
+	ok(hears($listener, qr/"event_store.order".*"last_position": 1, "category": "order", "count": 1/),
+		'it notifies of a commit');
+
+	# Of what is committed behind a transaction that is not, only when that has
+	# ended, whichever way.
+	$one->run('BEGIN');
+	$one->run(q(SELECT event_store.append('order-2', 't', '1')));
+	$two->run(q(SELECT event_store.append('order-3', 't', '1')));
+	query_is($node, 'store', 'a transaction in flight holds the mark', '1',
+		'SELECT event_store.settled_position()');
+	$one->run('ROLLBACK');
+	ok(hears($listener, qr/"last_position": 3, .*"count": 1/),
+		'it notifies of what a rollback has set free');
+
+	$one->run('BEGIN');
+	$one->run(q(SELECT event_store.append('order-2', 't', '1')));
+	$one->run(q(PREPARE TRANSACTION 'worker'));
+	$two->run(q(COMMIT PREPARED 'worker'));
+	ok(hears($listener, qr/"last_position": 4, .*"count": 1/),
+		'it notifies of a prepared transaction');
+
+	$two->run(q(INSERT INTO event_store.events (stream, type, data)
+		SELECT 'bulk-' || i % 100, 't', '1' FROM generate_series(1, 1000) i));
+	ok(hears($listener, qr/"event_store".*"last_position": 1004, "category": "bulk", "count": 1000/),
+		'it notifies of many events at once');
+
+	$two->run('SET event_store.notify = off');
+	$node->append_conf('postgresql.conf', 'event_store.notify = off');
+	$node->reload;
+	$two->run(q(SELECT event_store.append('order-1', 't', '1')));
+	$node->append_conf('postgresql.conf', 'event_store.notify = worker');
+	$node->reload;
+
+	# tasks
+	$node->safe_psql('store', <<'EOT');
+CREATE TABLE public.beat (n int);
+SELECT event_store.set_task('bad', '100 ms', 'SELECT 1 / 0');
+SELECT event_store.set_task('beat', '100 ms', 'INSERT INTO public.beat VALUES (1)');
+EOT
+	ok( $node->poll_query_until('store', q(SELECT count(*) >= 3 FROM beat)),
+		'it runs tasks');
+	ok( $node->poll_query_until('store',
+			q(SELECT failures >= 2 AND failures = runs AND last_error LIKE '22012%' FROM event_store.worker_tasks WHERE name = 'bad')),
+		'a task that fails is counted, and goes on failing');
+	query_is($node, 'store', 'no snapshot and no transaction id is held by the worker', 't', <<'EOT');
+SELECT bool_and(backend_xmin IS NULL AND backend_xid IS NULL) FROM pg_stat_activity
+WHERE backend_type = 'event_store worker' AND state = 'idle'
+EOT
+
+	# a long task does not keep the worker from being stopped
+	$node->safe_psql('store',
+		q(SELECT event_store.set_task('long', '1 hour', 'SELECT pg_catalog.pg_sleep(1000)')));
+	ok( $node->poll_query_until('store',
+			q(SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'event_store worker' AND wait_event = 'PgSleep')),
+		'the worker is in a long task');
+	query_is($node, 'store', 'the worker can be stopped', 't', 'SELECT event_store.stop_worker()');
+	query_is($node, 'store', 'which it then is', 'f', 'SELECT event_store.stop_worker()');
+	is(worker_pid($node, 'store'), '', 'its process has ended');
+	query_is($node, 'store', 'what was cut short is not counted', '0',
+		q(SELECT runs FROM event_store.worker_tasks WHERE name = 'long'));
+	$node->safe_psql('store', q(SELECT event_store.drop_task('long')));
+
+	# it comes back after a crash of the server, since it was not stopped
+	$node->safe_psql('store', 'SELECT event_store.start_worker()');
+	my $pid = worker_pid($node, 'store');
+	$listener->quit;
+	$one->quit;
+	$two->quit;
+	kill 'KILL', $pid;
+	ok( wait_until(sub {
+				# the server may not be back yet
+				my $now = eval { worker_pid($node, 'store') } // '';
+				return $now ne '' && $now ne $pid;
+			}),
+		'after a crash the worker comes back');
+	$listener = EventStoreTest::Session->new($node, 'store');
+	$listener->run('LISTEN event_store');
+	$node->safe_psql('store', q(SELECT event_store.append('order-9', 't', '1')));
+	ok(hears($listener, qr/"category": "order"/), 'and notifies');
+	$listener->quit;
+
+	# it gets out of the way
+	$node->safe_psql('store', 'DROP EXTENSION event_store');
+	ok(worker_is_there($node, 'store', 'false'), 'it ends with the extension');
+	create_store($node, 'another', 64);
+	$node->safe_psql('another', 'SELECT event_store.start_worker()');
+	is($node->psql('postgres', 'DROP DATABASE another'), 0,
+		'it ends for DROP DATABASE');
+	create_store($node, 'template_store', 64);
+	$node->safe_psql('template_store', 'SELECT event_store.start_worker()');
+	is($node->psql('postgres', 'CREATE DATABASE copy TEMPLATE template_store'), 0,
+		'and for a copy of the database');
+	$node->stop;
+}
+
+# ---------------------------------------------------------------------------
+# Preloaded
+# ---------------------------------------------------------------------------
+
+{
+	my $primary = new_node('preloaded', allows_streaming => 1);
+
+	create_store($primary, 'one', 64);
+	$primary->safe_psql('postgres', q(CREATE DATABASE "Two"));
+	$primary->append_conf('postgresql.conf', <<'EOT');
+shared_preload_libraries = 'event_store'
+event_store.worker_databases = 'one, "Two", three'
+EOT
+	$primary->restart;
+	ok(worker_is_there($primary, 'one', 'true'), 'the launcher starts a worker');
+	ok(wait_until(sub { slurp_file($primary->logfile) =~ /database "three" has no event_store worker yet/ }),
+		'it says which database has none');
+
+	my $pid = worker_pid($primary, 'one');
+	$primary->safe_psql('postgres', "SELECT pg_terminate_backend($pid)");
+	ok( $primary->poll_query_until('postgres', <<"EOT"),
+SELECT count(*) = 1 FROM pg_stat_activity
+WHERE backend_type = 'event_store worker' AND datname = 'one' AND pid <> $pid
+EOT
+		'a worker that has gone is replaced');
+
+	$primary->safe_psql('Two', 'CREATE EXTENSION event_store');
+	ok(worker_is_there($primary, 'Two', 'true'), 'a store that comes later gets one');
+
+	# a standby has none before it is promoted
+	my $backup = 'base';
+	$primary->backup($backup);
+	my $standby = PostgreSQL::Test::Cluster->new('promoted');
+	$standby->init_from_backup($primary, $backup, has_streaming => 1);
+	$standby->start;
+	is(sqlstate_of($standby, 'one', 'SELECT event_store.start_worker()'), '25006',
+		'no worker is started on a standby');
+	is(worker_pid($standby, 'one'), '', 'there is none');
+	$standby->promote;
+	ok(worker_is_there($standby, 'one', 'true'), 'the promotion brings it');
+	$standby->stop;
+
+	$primary->append_conf('postgresql.conf', "event_store.worker_databases = 'one'");
+	$primary->reload;
+	ok(worker_is_there($primary, 'Two', 'false'),
+		'a database that is taken out of the setting loses its worker');
+	ok(worker_pid($primary, 'one') ne '', 'the others keep theirs');
+	$primary->stop('fast');
+	unlike(slurp_file($primary->logfile), qr/PANIC|terminated by signal|cannot read/,
+		'nothing broke');
+}
+
+done_testing();
