@@ -47,7 +47,7 @@
 /* the notifier as last seen, and its process id */
 static PGPROC *notifier = NULL;
 static int	notifier_pid = 0;
-static TimestampTz absent_since = DT_NOBEGIN;
+static TimestampTz absent_since = 0;
 
 /* Who holds N in a database: the process, and its id, which can be 0 any time. */
 static PGPROC *

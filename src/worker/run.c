@@ -47,7 +47,10 @@
 #define PAUSE			INT64CONST(1000)
 
 /* between looks for what nobody wakes the worker for */
-#define LOOK_INTERVAL	(1000 * INT64CONST(1000))
+#define LOOK_INTERVAL	(guc_worker_interval * INT64CONST(1000))
+
+/* between looks for tasks that are due, if there is one all the time */
+#define TASK_PAUSE		(100 * INT64CONST(1000))
 
 /* after a cancelled statement is a stop what was wanted? */
 static volatile sig_atomic_t stop_wanted = false;
@@ -147,6 +150,7 @@ work(void)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
+			next_look = next_task = 0;
 		}
 		now = GetCurrentTimestamp();
 		if (now >= next_look)
@@ -190,7 +194,7 @@ work(void)
 				next_task = GetCurrentTimestamp() + LOOK_INTERVAL;
 				if (catalog_store_exists())
 					next_task = Max(Min(next_task, task_next_run()),
-									GetCurrentTimestamp() + LOOK_INTERVAL / 10);
+									GetCurrentTimestamp() + TASK_PAUSE);
 				PopActiveSnapshot();
 				CommitTransactionCommand();
 			}
