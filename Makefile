@@ -29,7 +29,11 @@ OBJS = \
 	src/notification/wake.o \
 	src/worker/task.o \
 	src/worker/run.o \
-	src/worker/launch.o
+	src/worker/launch.o \
+	src/subscription/state.o \
+	src/subscription/scan.o \
+	src/subscription/poll.o \
+	src/subscription/manage.o
 
 # The install script, part by part in order of dependency: the table of
 # contents of the architecture.
@@ -38,7 +42,8 @@ SQL_PARTS = \
 	src/position/position.sql \
 	src/stream/stream.sql \
 	src/notification/notification.sql \
-	src/worker/worker.sql
+	src/worker/worker.sql \
+	src/subscription/subscription.sql
 
 DATA_built = $(EXTENSION)--$(EXTVERSION).sql
 DOCS = README.md
@@ -46,7 +51,7 @@ EXTRA_CLEAN = $(DATA_built) results output_iso tmp_check regression.diffs regres
 
 # common_install leaves what the others use
 REGRESS = common_install stream_append stream_batch stream_append_only \
-	stream_bulk stream_read stream_cost position_segments worker_task
+	stream_bulk stream_read stream_cost position_segments worker_task subscription_poll
 REGRESS_OPTS = --inputdir=. --load-extension=plpgsql
 ISOLATION = $(patsubst specs/%.spec,%,$(sort $(wildcard specs/*.spec)))
 ISOLATION_OPTS = --inputdir=. --load-extension=event_store

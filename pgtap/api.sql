@@ -65,6 +65,26 @@ INSERT INTO api VALUES
 	('run_tasks', '', 'integer', 'volatile', 'unsafe', 'c', true),
 	('start_worker', '', 'boolean', 'volatile', 'unsafe', 'c', true),
 	('stop_worker', '', 'boolean', 'volatile', 'unsafe', 'c', true),
+	('create_subscription',
+	 'name text, categories text[] DEFAULT NULL::text[], types text[] DEFAULT NULL::text[], stream_pattern text DEFAULT NULL::text, start_after bigint DEFAULT 0, start_time timestamp with time zone DEFAULT NULL::timestamp with time zone',
+	 'bigint', 'volatile', 'unsafe', 'c', true),
+	('alter_subscription',
+	 'name text, categories text[] DEFAULT NULL::text[], types text[] DEFAULT NULL::text[], stream_pattern text DEFAULT NULL::text',
+	 'void', 'volatile', 'unsafe', 'c', true),
+	('drop_subscription', 'name text', 'void', 'volatile', 'unsafe', 'c', true),
+	('pause_subscription', 'name text', 'void', 'volatile', 'unsafe', 'c', true),
+	('resume_subscription', 'name text', 'void', 'volatile', 'unsafe', 'c', true),
+	('rewind_subscription',
+	 'name text, to_position bigint DEFAULT NULL::bigint, to_time timestamp with time zone DEFAULT NULL::timestamp with time zone',
+	 'bigint', 'volatile', 'unsafe', 'c', true),
+	('poll',
+	 'subscription text, max_count integer DEFAULT 100, auto_ack boolean DEFAULT false',
+	 'SETOF event_store.delivered_event', 'volatile', 'unsafe', 'c', true),
+	('ack', 'subscription text, positions bigint[]', 'bigint', 'volatile', 'unsafe', 'c', true),
+	('ack_up_to', 'subscription text, "position" bigint', 'bigint', 'volatile', 'unsafe', 'c', true),
+	('subscription_lag',
+	 'subscription text, max_count bigint DEFAULT 10000, OUT open_events bigint, OUT oldest_recorded_at timestamp with time zone',
+	 'record', 'volatile', 'unsafe', 'c', true),
 	('stream_version', 'stream text', 'bigint', 'stable', 'restricted', 'c', false),
 	('stream_info',
 	 'stream text, OUT stream text, OUT category text, OUT version integer, OUT created_at timestamp with time zone, OUT first_position bigint, OUT last_position bigint, OUT last_recorded_at timestamp with time zone',
@@ -166,7 +186,8 @@ SELECT set_eq($$
 	WHERE relnamespace = 'event_store'::regnamespace AND relkind IN ('r', 'p', 'v')
 	AND NOT relispartition$$,
 	ARRAY['event', 'stream', 'category', 'event_type', 'source', 'segment_content',
-		'position_counter', 'store', 'events', 'worker_task', 'worker_task_run', 'worker_tasks'],
+		'position_counter', 'store', 'events', 'worker_task', 'worker_task_run', 'worker_tasks',
+		'subscription', 'subscription_slot', 'subscriptions'],
 	'the schema has these tables and views and no others');
 
 SELECT is_empty($$
@@ -307,7 +328,8 @@ SELECT is_empty($$
 SELECT is_empty($$
 	SELECT c.oid::regclass FROM pg_class c
 	WHERE relnamespace = 'event_store'::regnamespace AND relkind IN ('r', 'p', 'v')
-	AND relname NOT IN ('store', 'worker_task', 'worker_task_run', 'worker_tasks')
+	AND relname NOT IN ('store', 'worker_task', 'worker_task_run', 'worker_tasks',
+		'subscription', 'subscription_slot', 'subscriptions')
 	AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgname = 'refuse_change')$$,
 	'all that holds events or their names refuses changes');
 SELECT is_empty($$

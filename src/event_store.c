@@ -12,6 +12,7 @@
 #include "notification/notification.h"
 #include "position/position.h"
 #include "stream/stream.h"
+#include "subscription/subscription.h"
 #include "worker/worker.h"
 
 PG_MODULE_MAGIC;
@@ -29,4 +30,5 @@ _PG_init(void)
 	stream_init();
 	notify_init();
 	launch_init();
+	poll_init();
 }

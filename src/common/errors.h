@@ -21,5 +21,9 @@
 
 /* the background worker cannot be started or stopped */
 #define ERRCODE_VE_NO_WORKER				MAKE_SQLSTATE('V', 'E', '0', '0', '7')
+/* there is no subscription of that name */
+#define ERRCODE_VE_NO_SUBSCRIPTION			MAKE_SQLSTATE('V', 'E', '0', '0', '8')
+/* there is one already */
+#define ERRCODE_VE_SUBSCRIPTION_EXISTS		MAKE_SQLSTATE('V', 'E', '0', '0', '9')
 
 #endif
