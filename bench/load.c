@@ -651,6 +651,25 @@ step_follow(Client *client)
 	return rows;
 }
 
+/* The next events of the subscription "bench", and their acknowledgement; at its end, from the beginning. */
+static int64_t
+step_consume(Client *client)
+{
+	PGresult   *result = execute(client);
+	int			rows = PQntuples(result);
+	const char *last = rows > 0 ? PQgetvalue(result, rows - 1, 0) : NULL;
+	PGresult   *done;
+
+	done = last == NULL ?
+		PQexec(client->conn, "SELECT event_store.rewind_subscription('bench')") :
+		PQexecParams(client->conn, "SELECT event_store.ack_up_to('bench', $1)", 1, NULL, &last, NULL, NULL, 0);
+	if (PQresultStatus(done) != PGRES_TUPLES_OK)
+		die("%s", PQresultErrorMessage(done));
+	PQclear(done);
+	PQclear(result);
+	return rows;
+}
+
 /*
  * An event, and then the notification of it, on another connection: what is
  * timed is from the end of the append to there.
@@ -999,6 +1018,7 @@ main(int argc, char **argv)
 		strcmp(work, "copy") == 0 ? step_copy :
 		strcmp(work, "read") == 0 ? step_read :
 		strcmp(work, "follow") == 0 ? step_follow :
+		strcmp(work, "consume") == 0 ? step_consume :
 		strcmp(work, "hear") == 0 ? step_hear : NULL;
 	if (step == NULL)
 		die("no such work: %s", work);

@@ -105,6 +105,7 @@ COMMIT;
 SELECT type FROM event_store.poll('now');
 
 -- a filter that finds nothing for long does not look there again
+SELECT event_store.set_segment_size(1000);
 SELECT event_store.create_subscription('rare', types => '{rare}');
 INSERT INTO event_store.events (stream, type, data) SELECT 'many-' || i, 'x', '1' FROM generate_series(1, 2000) i;
 SELECT count(*) FROM event_store.poll('rare');

@@ -1300,7 +1300,13 @@ reader_next(Reader *reader, Datum *values, bool *nulls)
 	{
 		if (!reader->durable)
 			make_durable(reader, row);
-		event_values(reader, row, values, nulls);
+		if (reader->request.positions_only)
+		{
+			values[RE_POSITION] = Int64GetDatum(probe_int64(row, EV_POSITION));
+			nulls[RE_POSITION] = false;
+		}
+		else
+			event_values(reader, row, values, nulls);
 		reader->returned++;
 	}
 	MemoryContextSwitchTo(saved);

@@ -37,6 +37,7 @@ typedef struct ReadRequest
 {
 	ReadKind	kind;
 	bool		backward;
+	bool		positions_only; /* no other column is set */
 	int64		max_count;		/* PG_INT64_MAX: all */
 
 	/* by stream */

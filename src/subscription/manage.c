@@ -356,7 +356,7 @@ event_store_subscription_lag(PG_FUNCTION_ARGS)
 		elog(ERROR, "return type must be a row type");
 	desc = BlessTupleDesc(desc);
 	(void) state_read(name, STATE_LOOK, &subscription);
-	scan = subscription_scan_open(&subscription, subscription.checkpoint, max_count);
+	scan = subscription_scan_open(&subscription, subscription.checkpoint, max_count, false);
 	while (subscription_scan_next(scan, values, nulls))
 	{
 		if (count++ == 0)

@@ -153,7 +153,7 @@ event_store_poll(PG_FUNCTION_ARGS)
 	nulls[DE_ATTEMPT] = nulls[DE_IS_REPLAY] = false;
 	values[DE_ATTEMPT] = Int32GetDatum(1);
 
-	scan = subscription_scan_open(&subscription, after, max_count);
+	scan = subscription_scan_open(&subscription, after, max_count, false);
 	while (subscription_scan_next(scan, values, nulls))
 	{
 		last = DatumGetInt64(values[RE_POSITION]);
@@ -252,7 +252,7 @@ decide(Subscription *subscription, const int64 *positions, int count, int64 up_t
 
 	if (last <= subscription->checkpoint)
 		return 0;
-	scan = subscription_scan_open(subscription, subscription->checkpoint, PG_INT64_MAX);
+	scan = subscription_scan_open(subscription, subscription->checkpoint, PG_INT64_MAX, true);
 	while (subscription_scan_next(scan, values, nulls))
 	{
 		int64		position = DatumGetInt64(values[RE_POSITION]);

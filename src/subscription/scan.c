@@ -20,8 +20,10 @@ struct SubscriptionScan
 	int64		left;
 };
 
+/* positions_only: the caller looks at no other column. */
 SubscriptionScan *
-subscription_scan_open(const Subscription *subscription, int64 after, int64 max_count)
+subscription_scan_open(const Subscription *subscription, int64 after, int64 max_count,
+					   bool positions_only)
 {
 	SubscriptionScan *scan = palloc0(sizeof(SubscriptionScan));
 	ReadRequest request;
@@ -30,6 +32,8 @@ subscription_scan_open(const Subscription *subscription, int64 after, int64 max_
 	request.kind = READ_ALL;
 	request.after_position = after;
 	request.max_count = PG_INT64_MAX;
+	/* a pattern is compared with the stream's name */
+	request.positions_only = positions_only && subscription->pattern == NULL;
 	request.by_category = subscription->by_category;
 	request.categories = subscription->categories;
 	request.by_type = subscription->by_type;

@@ -58,7 +58,8 @@ extern bool state_is_decided(const Subscription *subscription, int64 position);
 typedef struct SubscriptionScan SubscriptionScan;
 
 extern SubscriptionScan *subscription_scan_open(const Subscription *subscription,
-												int64 after, int64 max_count);
+												int64 after, int64 max_count,
+												bool positions_only);
 extern bool subscription_scan_next(SubscriptionScan *scan, Datum *values, bool *nulls);
 extern int64 subscription_scan_close(SubscriptionScan *scan);
 
