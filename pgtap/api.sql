@@ -78,7 +78,7 @@ INSERT INTO api VALUES
 	 'name text, to_position bigint DEFAULT NULL::bigint, to_time timestamp with time zone DEFAULT NULL::timestamp with time zone',
 	 'bigint', 'volatile', 'unsafe', 'c', true),
 	('poll',
-	 'subscription text, max_count integer DEFAULT 100, auto_ack boolean DEFAULT false',
+	 'subscription text, max_count integer DEFAULT 100, wait interval DEFAULT NULL::interval, auto_ack boolean DEFAULT false',
 	 'SETOF event_store.delivered_event', 'volatile', 'unsafe', 'c', true),
 	('ack', 'subscription text, positions bigint[]', 'bigint', 'volatile', 'unsafe', 'c', true),
 	('ack_up_to', 'subscription text, "position" bigint', 'bigint', 'volatile', 'unsafe', 'c', true),

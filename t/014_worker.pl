@@ -53,7 +53,7 @@ sub hears
 	my $node = new_node('called',
 		conf => "event_store.notify = worker\nrestart_after_crash = on\n"
 		  # as good as never: what the worker is woken for must not depend on it
-		  . 'event_store.worker_interval = 1h');
+		  . 'event_store.look_interval = 1h');
 
 	create_store($node, 'store', 64);
 	query_is($node, 'store', 'the worker starts', 't', 'SELECT event_store.start_worker()');
@@ -84,7 +84,7 @@ sub hears
 	ok(hears($listener, qr/"last_position": 3, .*"count": 1/),
 		'it notifies of what a rollback has set free');
 
-	$node->append_conf('postgresql.conf', 'event_store.worker_interval = 1s');
+	$node->append_conf('postgresql.conf', 'event_store.look_interval = 1s');
 	$node->reload;
 	$one->run('BEGIN');
 	$one->run(q(SELECT event_store.append('order-2', 't', '1')));

@@ -17,7 +17,7 @@ int			guc_max_batch_size = 256 * 1024;
 bool		guc_segment_worker = true;
 int			guc_notify = NOTIFY_AUTO;
 char	   *guc_worker_databases = NULL;
-int			guc_worker_interval = 1000;
+int			guc_look_interval = 1000;
 
 static const struct config_enum_entry notify_modes[] = {
 	{"auto", NOTIFY_AUTO, false},
@@ -85,10 +85,10 @@ guc_init(void)
 							   "",
 							   PGC_SIGHUP, GUC_LIST_INPUT,
 							   check_worker_databases, NULL, NULL);
-	DefineCustomIntVariable("event_store.worker_interval",
-							"How often the worker looks for what nobody wakes it for.",
+	DefineCustomIntVariable("event_store.look_interval",
+							"How often the worker, and a poll that waits, look for what nobody wakes them for.",
 							"The ends of prepared transactions, and whether its database or its store is to be dropped, for which PostgreSQL waits five seconds.",
-							&guc_worker_interval,
+							&guc_look_interval,
 							1000, 100, 3600000,
 							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("event_store");

@@ -19,7 +19,7 @@ extern int	guc_max_batch_size;		/* kB */
 extern bool guc_segment_worker;
 extern int	guc_notify;
 extern char *guc_worker_databases;
-extern int	guc_worker_interval;	/* ms */
+extern int	guc_look_interval;	/* ms */
 
 extern void guc_init(void);
 

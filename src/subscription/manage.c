@@ -54,6 +54,7 @@ run(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls)
 			 SPI_result_code_string(result));
 	count = SPI_processed;
 	state_end(&saved);
+	poll_touch();
 	return count;
 }
 
@@ -326,6 +327,7 @@ event_store_rewind_subscription(PG_FUNCTION_ARGS)
 	subscription.ndecided = 0;
 	state_write(&subscription, 0);
 	poll_forget(subscription.id);
+	poll_touch();
 	PG_RETURN_INT64(position);
 }
 

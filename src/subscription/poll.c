@@ -21,14 +21,24 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "nodes/pg_list.h"
+#include "nodes/plannodes.h"
+#include "pgstat.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "tcop/pquery.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
 #include "common/catalog.h"
 #include "common/compat.h"
 #include "common/errors.h"
+#include "common/guc.h"
+#include "notification/notification.h"
 #include "position/position.h"
 #include "subscription/subscription.h"
 
@@ -55,6 +65,9 @@ typedef struct Delivered
 } Delivered;
 
 static List *delivered = NIL;	/* in TopTransactionContext */
+
+/* has this transaction locked a subscription? */
+static bool touched = false;
 
 static Delivered *
 delivered_of(int32 subscription_id, bool make)
@@ -89,12 +102,31 @@ poll_forget(int32 subscription_id)
 		found->position = 0;
 }
 
+/* Its end is of interest to polls that wait. */
+void
+poll_touch(void)
+{
+	touched = true;
+}
+
 static void
 xact_callback(XactEvent event, void *arg)
 {
-	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
-		event == XACT_EVENT_PREPARE)
-		delivered = NIL;
+	switch (event)
+	{
+		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_ABORT:
+			/* it is not in progress any more: what it had locked is free */
+			if (touched)
+				wake_waiters();
+			/* FALLTHROUGH */
+		case XACT_EVENT_PREPARE:
+			touched = false;
+			delivered = NIL;
+			break;
+		default:
+			break;
+	}
 }
 
 static void
@@ -119,35 +151,25 @@ guard(const char *what)
  * ----------------------------------------------------------------
  */
 
-Datum
-event_store_poll(PG_FUNCTION_ARGS)
+/* Delivers what is open; returns how much. */
+static int64
+deliver(ReturnSetInfo *result, text *name, int32 max_count, bool auto_ack)
 {
-	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	Subscription subscription;
 	SubscriptionScan *scan;
 	Delivered  *before;
 	Datum		values[DE_NATTS];
 	bool		nulls[DE_NATTS];
-	text	   *name;
-	int32		max_count;
-	bool		auto_ack;
 	int64		count = 0;
 	int64		after;
 	int64		last = 0;
 	int64		mark;
 
-	guard("event_store.poll()");
-	name = state_name_argument(fcinfo, 0);
-	max_count = PG_ARGISNULL(1) ? PG_INT32_MAX : PG_GETARG_INT32(1);
-	if (max_count < 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-				 errmsg("max_count must be positive")));
-	auto_ack = !PG_ARGISNULL(2) && PG_GETARG_BOOL(2);
-	InitMaterializedSRF(fcinfo, 0);
-
-	if (!state_read(name, STATE_TRY, &subscription) || subscription.paused)
-		return (Datum) 0;
+	if (!state_read(name, STATE_TRY, &subscription))
+		return 0;
+	poll_touch();
+	if (subscription.paused)
+		return 0;
 	before = delivered_of(subscription.id, false);
 	after = Max(subscription.checkpoint, before == NULL ? 0 : before->position);
 	nulls[DE_ATTEMPT] = nulls[DE_IS_REPLAY] = false;
@@ -188,6 +210,131 @@ event_store_poll(PG_FUNCTION_ARGS)
 		subscription.checkpoint = mark;
 		state_write(&subscription, 0);
 	}
+	return count;
+}
+
+/*
+ * Is anything open, behind a position that an earlier look has come to?  Locks
+ * nothing, so that who waits for events has no transaction id.
+ */
+static bool
+is_open(text *name, int64 *looked_to)
+{
+	Subscription subscription;
+	SubscriptionScan *scan;
+	Delivered  *before;
+	Datum		values[RE_NATTS];
+	bool		nulls[RE_NATTS];
+	int64		after;
+	bool		found;
+
+	(void) state_read(name, STATE_LOOK, &subscription);
+	if (subscription.paused)
+		return false;
+	before = delivered_of(subscription.id, false);
+	after = Max(subscription.checkpoint, before == NULL ? 0 : before->position);
+	/* a rewind takes the look back, too */
+	if (after > *looked_to || subscription.checkpoint < subscription.replay_until)
+		*looked_to = after;
+	scan = subscription_scan_open(&subscription, *looked_to, 1, true);
+	found = subscription_scan_next(scan, values, nulls);
+	*looked_to = found ? after : Max(*looked_to, subscription_scan_mark(scan));
+	(void) subscription_scan_close(scan);
+	return found;
+}
+
+/*
+ * May the transaction be without a snapshot while it waits?  If this is the
+ * client's own statement, not one of a function; if its snapshot is the only
+ * one; and if nothing is read by it any more, since it is nothing but SELECT
+ * columns FROM this function.
+ */
+static bool
+needs_no_snapshot(ReturnSetInfo *result)
+{
+	EState	   *estate = result->econtext->ecxt_estate;
+	PlannedStmt *statement = estate == NULL ? NULL : estate->es_plannedstmt;
+	ListCell   *cell;
+
+	if (statement == NULL ||
+		ActivePortal == NULL || ActivePortal->name[0] != '\0' ||
+		ActivePortal->queryDesc == NULL || ActivePortal->queryDesc->estate != estate ||
+		statement->commandType != CMD_SELECT || statement->subplans != NIL ||
+		statement->rowMarks != NIL || !IsA(statement->planTree, FunctionScan) ||
+		statement->planTree->qual != NIL)
+		return false;
+	foreach(cell, statement->planTree->targetlist)
+		if (!IsA(lfirst_node(TargetEntry, cell)->expr, Var))
+			return false;
+	InvalidateCatalogSnapshot();
+	return ThereAreNoPriorRegisteredSnapshots();
+}
+
+/*
+ * Waits until events are appended, or a time has come.
+ *
+ * The transaction lets go of its xmin meanwhile, if nothing reads by an older
+ * snapshot afterwards: the next snapshot sets it anew.
+ */
+static void
+wait_for_events(TimestampTz until, ReturnSetInfo *result)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	long		timeout;
+
+	if (needs_no_snapshot(result))
+		MyProc->xmin = InvalidTransactionId;
+	timeout = Min((until - now) / 1000 + 1, guc_look_interval);
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 Max(timeout, 0), PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+}
+
+/*
+ * A poll that waits looks without a lock first, and takes the lock when there
+ * is something to deliver.  It is registered as one who waits before it looks,
+ * so nothing that is appended after the look fails to wake it.
+ */
+Datum
+event_store_poll(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	text	   *name;
+	int32		max_count;
+	bool		auto_ack;
+	TimestampTz until;
+	int64		looked_to = -1;
+
+	guard("event_store.poll()");
+	name = state_name_argument(fcinfo, 0);
+	max_count = PG_ARGISNULL(1) ? PG_INT32_MAX : PG_GETARG_INT32(1);
+	if (max_count < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("max_count must be positive")));
+	auto_ack = !PG_ARGISNULL(3) && PG_GETARG_BOOL(3);
+	InitMaterializedSRF(fcinfo, 0);
+
+	/* what comes after its snapshot, such a transaction will never see */
+	if (PG_ARGISNULL(2) || IsolationUsesXactSnapshot())
+	{
+		(void) deliver(result, name, max_count, auto_ack);
+		return (Datum) 0;
+	}
+
+	until = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+													TimestampTzGetDatum(GetCurrentTimestamp()),
+													PG_GETARG_DATUM(2)));
+	wake_begin_wait();
+	while (!is_open(name, &looked_to) ||
+		   deliver(result, name, max_count, auto_ack) == 0)
+	{
+		if (GetCurrentTimestamp() >= until)
+			break;
+		wait_for_events(until, result);
+	}
+	wake_end_wait();
 	return (Datum) 0;
 }
 
@@ -324,6 +471,7 @@ event_store_ack(PG_FUNCTION_ARGS)
 				 errmsg("positions must not be NULL")));
 	positions = positions_argument(PG_GETARG_DATUM(1), &count);
 	(void) state_read(name, STATE_LOCK, &subscription);
+	poll_touch();
 	PG_RETURN_INT64(decide(&subscription, positions, count, 0));
 }
 
@@ -342,6 +490,7 @@ event_store_ack_up_to(PG_FUNCTION_ARGS)
 				 errmsg("position must be a position, or 0")));
 	position = PG_GETARG_INT64(1);
 	(void) state_read(name, STATE_LOCK, &subscription);
+	poll_touch();
 	PG_RETURN_INT64(decide(&subscription, NULL, 0, position));
 }
 

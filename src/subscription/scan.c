@@ -68,11 +68,18 @@ subscription_scan_next(SubscriptionScan *scan, Datum *values, bool *nulls)
 	return false;
 }
 
-/* Ends the scan; returns the mark that it was bound by. */
+/* The mark that the scan is bound by. */
+int64
+subscription_scan_mark(SubscriptionScan *scan)
+{
+	return reader_counts(scan->reader).mark;
+}
+
+/* Ends the scan; returns that mark. */
 int64
 subscription_scan_close(SubscriptionScan *scan)
 {
-	int64		mark = reader_counts(scan->reader).mark;
+	int64		mark = subscription_scan_mark(scan);
 
 	reader_close(scan->reader);
 	pfree(scan);

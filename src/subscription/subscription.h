@@ -61,12 +61,14 @@ extern SubscriptionScan *subscription_scan_open(const Subscription *subscription
 												int64 after, int64 max_count,
 												bool positions_only);
 extern bool subscription_scan_next(SubscriptionScan *scan, Datum *values, bool *nulls);
+extern int64 subscription_scan_mark(SubscriptionScan *scan);
 extern int64 subscription_scan_close(SubscriptionScan *scan);
 
 /* manage.c has SQL functions only */
 
 /* poll.c */
 extern void poll_forget(int32 subscription_id);
+extern void poll_touch(void);
 extern void poll_init(void);
 
 #endif

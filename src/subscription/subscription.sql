@@ -144,13 +144,14 @@ COMMENT ON FUNCTION event_store.rewind_subscription(text, bigint, timestamptz) I
 CREATE FUNCTION event_store.poll(
 	subscription text,
 	max_count int DEFAULT 100,
+	wait interval DEFAULT NULL,
 	auto_ack boolean DEFAULT false
 ) RETURNS SETOF event_store.delivered_event
 LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 100 AS 'MODULE_PATHNAME', 'event_store_poll';
-REVOKE ALL ON FUNCTION event_store.poll(text, int, boolean) FROM PUBLIC;
-ALTER FUNCTION event_store.poll(text, int, boolean) OWNER TO @extowner@;
-COMMENT ON FUNCTION event_store.poll(text, int, boolean) IS
-'poll(subscription, max_count = 100, auto_ack = false) -> setof delivered_event: the next open events of a subscription, in order of position, to the settled mark; at most max_count (NULL: all). They belong to the caller''s transaction, which has the subscription to its end: a poll of another one returns nothing meanwhile. Events that are not acknowledged when it ends come again. A further poll in the same transaction goes on from there; after a rollback to a savepoint it begins with the first open event. auto_ack: they are acknowledged at once. Nothing if the subscription is paused. Needs SELECT on the view events as well. Raises VE002 for an invalid argument, VE008 if there is no such subscription, 25006 in a read-only transaction or on a standby.';
+REVOKE ALL ON FUNCTION event_store.poll(text, int, interval, boolean) FROM PUBLIC;
+ALTER FUNCTION event_store.poll(text, int, interval, boolean) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.poll(text, int, interval, boolean) IS
+'poll(subscription, max_count = 100, wait = NULL, auto_ack = false) -> setof delivered_event: the next open events of a subscription, in order of position, to the settled mark; at most max_count (NULL: all). They belong to the caller''s transaction, which has the subscription to its end: a poll of another one returns nothing meanwhile. Events that are not acknowledged when it ends come again. A further poll in the same transaction goes on from there; after a rollback to a savepoint it begins with the first open event. wait: if there is nothing, waits so long for something, and returns as soon as it is there; that costs next to nothing, and holds back no VACUUM if the statement is only SELECT columns FROM poll(...); in REPEATABLE READ and SERIALIZABLE, where nothing new can be seen, it does not wait. auto_ack: they are acknowledged at once. Nothing if the subscription is paused. Needs SELECT on the view events as well. Raises VE002 for an invalid argument, VE008 if there is no such subscription, 25006 in a read-only transaction or on a standby.';
 
 CREATE FUNCTION event_store.ack(subscription text, positions bigint[]) RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_ack';

@@ -47,7 +47,7 @@
 #define PAUSE			INT64CONST(1000)
 
 /* between looks for what nobody wakes the worker for */
-#define LOOK_INTERVAL	(guc_worker_interval * INT64CONST(1000))
+#define LOOK_INTERVAL	(guc_look_interval * INT64CONST(1000))
 
 /* between looks for tasks that are due, if there is one all the time */
 #define TASK_PAUSE		(100 * INT64CONST(1000))
