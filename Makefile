@@ -12,6 +12,7 @@ OBJS = \
 	src/common/ids.o \
 	src/common/locks.o \
 	src/common/names.o \
+	src/common/plans.o \
 	src/common/rows.o \
 	src/position/counter.o \
 	src/position/settled.o \

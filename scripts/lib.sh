@@ -11,6 +11,7 @@ TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 WORK=			# what this run makes
 CLUSTER=		# the data directory of its server, while that runs
 NO_MAIN=		# a setting of postgresql-common, while packages are installed
+NO_SERVICE=		# and one of Debian's, that no service is started
 
 # No setting of the caller, PGHOST or PGTZ, may lead psql and its friends astray.
 for name in "${!PG@}"; do
@@ -86,10 +87,12 @@ ensure_packages() {
 	# Without an index, or with an old one, apt can't find them.
 	apt_get update >"$log" 2>&1 || cat "$log" >&2
 	[[ " ${missing[*]} " =~ \ postgresql-[0-9]+\  ]] && no_default_cluster
+	no_services
 	apt_get install --no-install-recommends "${missing[@]}" 2>&1 | tee "$log" |
 		awk '/^(Get:|Unpacking|Setting up)/ && n++ % 10 == 0 { printf "."; fflush() }
 			END { print "" }' || status=$?
 	default_cluster_again
+	services_again
 	[ "$status" = 0 ] || cat "$log" >&2
 	rm -f "$log"
 	[ "$status" = 0 ] || die "could not install ${missing[*]}"
@@ -107,6 +110,19 @@ no_default_cluster() {
 default_cluster_again() {
 	[ -z "$NO_MAIN" ] || as_root rm -f "$NO_MAIN"
 	NO_MAIN=
+}
+
+# A pooler is started when it is installed; the tests start their own.
+no_services() {
+	[ ! -e /usr/sbin/policy-rc.d ] || return 0
+	NO_SERVICE=/usr/sbin/policy-rc.d
+	printf '#!/bin/sh\nexit 101\n' | as_root tee "$NO_SERVICE" >/dev/null
+	as_root chmod +x "$NO_SERVICE"
+}
+
+services_again() {
+	[ -z "$NO_SERVICE" ] || as_root rm -f "$NO_SERVICE"
+	NO_SERVICE=
 }
 
 # ---------------------------------------------------------------------------
@@ -139,7 +155,7 @@ build_packages() { echo gcc make "postgresql-$1" "postgresql-server-dev-$1"; }
 test_packages() {
 	build_packages "$1"
 	echo "postgresql-$1-pgtap" libtap-parser-sourcehandler-pgtap-perl \
-		libipc-run-perl perl
+		libipc-run-perl perl pgbouncer python3-psycopg2
 }
 
 # Chooses the version and sets PG_MAJOR, PG_BIN and PG_CONFIG.
@@ -167,6 +183,7 @@ clean_up() {
 	kill_jobs
 	stop_cluster
 	default_cluster_again
+	services_again
 	[ -z "$WORK" ] || rm -rf "$WORK"
 	exit "$status"
 }

@@ -41,6 +41,31 @@ SELECT event_store.set_task('once', '1 hour', 'INSERT INTO public.done VALUES ('
 SELECT event_store.run_tasks() > 0;
 SELECT count(*) FROM event_store.worker_tasks WHERE name = 'once';
 SELECT count(*) FROM done WHERE what = 'once';
+-- a task cannot leave anything for those after it: settings, roles, constraints that fail later
+CREATE TABLE checked (n int UNIQUE DEFERRABLE INITIALLY DEFERRED);
+SELECT event_store.set_task('1 path', '1 hour', 'SET search_path = public; SET statement_timeout = ''1 h''');
+SELECT event_store.set_task('2 role', '1 hour', 'SET ROLE pg_monitor');
+SELECT event_store.set_task('3 deferred', '1 hour', 'INSERT INTO public.checked VALUES (1), (1)');
+SELECT event_store.set_task('5 settings', '1 hour', 'INSERT INTO public.done VALUES (current_setting(''search_path'') || '' '' || current_setting(''statement_timeout'') || '' '' || (current_user = session_user))');
+SELECT event_store.run_tasks() > 0;
+SELECT name, runs, failures, last_error FROM event_store.worker_tasks WHERE name ~ '^[1-5]' ORDER BY name;
+SELECT what FROM done WHERE what LIKE 'pg_catalog%';
+SELECT event_store.drop_task(name) FROM event_store.worker_tasks WHERE name ~ '^[1-5]';
+DROP TABLE checked;
+-- nor get the rights of a superuser who runs them
+CREATE ROLE regress_event_store_plain;
+ALTER TABLE event_store.event OWNER TO regress_event_store_plain;
+GRANT USAGE ON SCHEMA event_store TO regress_event_store_plain;
+GRANT ALL ON ALL TABLES IN SCHEMA event_store TO regress_event_store_plain;
+SELECT event_store.set_task('rise', '1 hour', 'ALTER ROLE regress_event_store_plain SUPERUSER');
+SELECT event_store.set_task('back', '1 hour', 'RESET ROLE');
+SELECT event_store.run_tasks() > 0;
+SELECT name, failures, left(last_error, 5) FROM event_store.worker_tasks WHERE name IN ('rise', 'back') ORDER BY name;
+SELECT rolsuper FROM pg_roles WHERE rolname = 'regress_event_store_plain';
+SELECT event_store.drop_task('rise'), event_store.drop_task('back');
+ALTER TABLE event_store.event OWNER TO CURRENT_USER;
+DROP OWNED BY regress_event_store_plain;
+DROP ROLE regress_event_store_plain;
 -- what was done goes with the transaction
 BEGIN;
 SELECT event_store.set_task('good', '1 hour');
@@ -57,6 +82,7 @@ SELECT raises('SELECT event_store.set_task(''new'')');
 SELECT raises('SELECT event_store.set_task(''new'', ''99 ms'', ''SELECT 1'')');
 SELECT raises('SELECT event_store.set_task(''new'', ''-1 day'', ''SELECT 1'')');
 SELECT raises('SELECT event_store.set_task(''new'', ''-1 month 40 days'', ''SELECT 1'')');
+SELECT raises('SELECT event_store.set_task(''new'', ''293000 years'', ''SELECT 1'')');
 SELECT raises('SELECT event_store.drop_task(NULL)');
 SELECT raises('SELECT event_store.notify_listeners(NULL)');
 SELECT raises('SELECT event_store.notify_listeners(-1)');
@@ -85,4 +111,10 @@ SELECT raises('SELECT event_store.start_worker()');
 ALTER TABLE event_store.event OWNER TO CURRENT_USER;
 DROP ROLE regress_event_store_owner;
 SELECT event_store.stop_worker();
+-- who has just made the store has to commit first
+BEGIN;
+DROP EXTENSION event_store;
+CREATE EXTENSION event_store;
+SELECT raises('SELECT event_store.start_worker()');
+ROLLBACK;
 DROP TABLE done;

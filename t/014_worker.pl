@@ -134,6 +134,65 @@ EOT
 		q(SELECT runs FROM event_store.worker_tasks WHERE name = 'long'));
 	$node->safe_psql('store', q(SELECT event_store.drop_task('long')));
 
+	# nor does one that won't be cancelled
+	$node->safe_psql('store', <<'EOT');
+CREATE PROCEDURE public.stubborn() LANGUAGE plpgsql AS $$
+BEGIN
+	LOOP
+		BEGIN
+			PERFORM pg_catalog.pg_sleep(1000);
+		EXCEPTION WHEN query_canceled THEN
+			NULL;
+		END;
+	END LOOP;
+END $$;
+SELECT event_store.set_task('stubborn', '1 hour', 'CALL public.stubborn()');
+SELECT event_store.start_worker();
+EOT
+	ok( $node->poll_query_until('store',
+			q(SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'event_store worker' AND wait_event = 'PgSleep')),
+		'the worker is in a stubborn task');
+	query_is($node, 'store', 'it can be stopped all the same', 't', 'SELECT event_store.stop_worker()');
+	$node->safe_psql('store', q(SELECT event_store.drop_task('stubborn')));
+
+	# what a task raises, or leaves to the commit, does not end the worker
+	$node->safe_psql('store', <<'EOT');
+CREATE TABLE public.once (n int UNIQUE DEFERRABLE INITIALLY DEFERRED);
+SELECT event_store.set_task('deferred', '1 hour', 'INSERT INTO public.once VALUES (1), (1)');
+SELECT event_store.set_task('cancel', '1 hour', $$DO 'BEGIN RAISE SQLSTATE ''57014''; END'$$);
+SELECT event_store.start_worker();
+EOT
+	ok( $node->poll_query_until('store',
+			q(SELECT count(*) = 2 FROM event_store.worker_tasks WHERE name IN ('deferred', 'cancel') AND failures = 1)),
+		'such tasks have failed');
+	query_is($node, 'store', 'and the worker is there', 'f', 'SELECT event_store.start_worker()');
+
+	# again and again, by several at once
+	my @loops = map {
+		start_worker(sub {
+			my $session = EventStoreTest::Session->new($node, 'store');
+			foreach (1 .. 8)
+			{
+				$session->try('SELECT event_store.start_worker()');
+				die $session->{message} if $session->{sqlstate} !~ /^(00000|VE007)$/;
+				$session->run('SELECT event_store.stop_worker()');
+			}
+		});
+	} 1 .. 3;
+	is(wait_workers(@loops), 0, 'it is started and stopped by several');
+	query_is($node, 'store', 'it is stopped', 'f', 'SELECT event_store.stop_worker()');
+	query_is($node, 'store', 'nothing of it is left', '0',
+		q(SELECT count(*) FROM pg_locks WHERE locktype = 'userlock'));
+
+	# with another owner of the store the worker is another
+	$node->safe_psql('store', <<'EOT');
+CREATE ROLE heir LOGIN;
+SELECT event_store.start_worker();
+ALTER TABLE event_store.event OWNER TO heir;
+EOT
+	ok(worker_is_there($node, 'store', 'false'), 'it ends when the store gets another owner');
+	$node->safe_psql('store', 'ALTER TABLE event_store.event OWNER TO CURRENT_USER');
+
 	# it comes back after a crash of the server, since it was not stopped
 	$node->safe_psql('store', 'SELECT event_store.start_worker()');
 	my $pid = worker_pid($node, 'store');
@@ -164,6 +223,50 @@ EOT
 	$node->safe_psql('template_store', 'SELECT event_store.start_worker()');
 	is($node->psql('postgres', 'CREATE DATABASE copy TEMPLATE template_store'), 0,
 		'and for a copy of the database');
+	query_is($node, 'template_store', 'after which it can be started', 't', 'SELECT event_store.start_worker()');
+	query_is($node, 'template_store', 'and stopped', 't', 'SELECT event_store.stop_worker()');
+
+	# The mark is not seen to move before the rest of a transaction is: here each
+	# makes segments of its own.
+	create_store($node, 'makers', 16);
+	$node->safe_psql('makers', <<'EOT');
+ALTER DATABASE makers SET event_store.segment_worker = off;
+CREATE TABLE stop (n int);
+SELECT event_store.start_worker();
+EOT
+	my @makers = map {
+		my $n = $_;
+		start_worker(sub {
+			EventStoreTest::Session->new($node, 'makers')->run(<<"EOT");
+DO \$\$ BEGIN
+	WHILE NOT EXISTS (SELECT FROM stop) LOOP
+		PERFORM event_store.append('maker-$n', 't', '1');
+		COMMIT;
+	END LOOP;
+END \$\$
+EOT
+		});
+	} 1 .. 2;
+	query_is($node, 'makers', 'all up to the mark is seen', '0', <<'EOT');
+CREATE TABLE early (mark bigint);
+DO $$
+DECLARE
+	_mark bigint;
+	_count bigint;
+BEGIN
+	FOR i IN 1 .. 15000 LOOP
+		_mark := event_store.settled_position();
+		SELECT count(*) INTO _count FROM event_store.events WHERE position > _mark - 3 AND position <= _mark;
+		IF _count < least(_mark, 3) THEN
+			INSERT INTO early VALUES (_mark);
+		END IF;
+		COMMIT;
+	END LOOP;
+END $$;
+SELECT count(*) FROM early
+EOT
+	$node->safe_psql('makers', 'INSERT INTO stop VALUES (1)');
+	is(wait_workers(@makers), 0, 'the makers met no error');
 	$node->stop;
 }
 

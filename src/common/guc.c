@@ -33,22 +33,13 @@ check_worker_databases(char **value, void **extra, GucSource source)
 {
 	char	   *copy = pstrdup(*value);
 	List	   *names = NIL;
-	ListCell   *cell;
-	bool		fits = true;
+	bool		good = SplitIdentifierString(copy, ',', &names);
 
-	if (!SplitIdentifierString(copy, ',', &names))
-	{
+	if (!good)
 		GUC_check_errdetail("List syntax is invalid.");
-		return false;
-	}
-	foreach(cell, names)
-		if (strlen((char *) lfirst(cell)) >= NAMEDATALEN)
-			fits = false;
-	if (!fits)
-		GUC_check_errdetail("A name is too long.");
 	list_free(names);
 	pfree(copy);
-	return fits;
+	return good;
 }
 
 void

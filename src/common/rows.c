@@ -406,8 +406,13 @@ segment_entry(Relation segment)
 
 		/* nothing failed up to here: the new one takes the old one's place */
 		entry = hash_search(segments, &relid, HASH_ENTER, &found);
+
+		/*
+		 * The old one goes with the transaction: who is about to write index
+		 * entries by it may have come here by way of a function in an index.
+		 */
 		if (found && entry->context != NULL)
-			MemoryContextDelete(entry->context);
+			MemoryContextSetParent(entry->context, TopTransactionContext);
 		MemoryContextSetParent(fresh.context, CacheMemoryContext);
 		entry->context = fresh.context;
 		entry->nindexes = fresh.nindexes;

@@ -13,15 +13,15 @@ extern void notify_store(const char *only_category, int64 count, int64 last_posi
 extern void notify_init(void);
 
 /* relay.c: notifications for what others have appended */
-extern int64 relay_send(int64 after);
+extern int64 relay_send(int64 after, bool *more);
 
 /* wake.c: who wakes whom */
 extern bool wake_become_notifier(void);
-extern void wake_resign(void);
+extern void wake_init(void);
 extern bool wake_notifier_is_there(void);
 extern bool wake_notifier_is_here(void);
 extern int	wake_notifier_pid(Oid database);
-extern void wake_after_end(void);
+extern void wake_at_end(void);
 extern void wake_waiters(void);
 extern void wake_begin_wait(void);
 extern void wake_end_wait(void);

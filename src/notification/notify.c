@@ -241,7 +241,7 @@ xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_COMMIT:
 		case XACT_EVENT_ABORT:
 			if (settled_own_bound() != 0)
-				wake_after_end();
+				wake_at_end();
 			notes = NULL;
 			break;
 		case XACT_EVENT_PREPARE:
@@ -277,5 +277,6 @@ notify_init(void)
 {
 	RegisterXactCallback(xact_callback, NULL);
 	RegisterSubXactCallback(subxact_callback, NULL);
+	wake_init();
 	append_add_hook(note_append);
 }

@@ -66,10 +66,11 @@ count_events(Segment segment, int64 low, int64 high, Snapshot snapshot, HTAB *co
 
 /*
  * Sends notifications for events after a position, up to the settled mark or
- * MAX_EVENTS; returns the position to go on from.
+ * MAX_EVENTS; returns the position to go on from, and whether there is more at
+ * once.
  */
 int64
-relay_send(int64 after)
+relay_send(int64 after, bool *more)
 {
 	int64		mark = settled_mark();
 	int64		total = 0;
@@ -82,6 +83,7 @@ relay_send(int64 after)
 	const char *category = NULL;
 	Snapshot	snapshot;
 
+	*more = false;
 	if (mark <= after)
 		return after;
 	/* first the mark, then the snapshot */
@@ -110,6 +112,7 @@ relay_send(int64 after)
 	}
 	if (total < MAX_EVENTS)
 		reached = mark;
+	*more = reached < mark;
 	hash_seq_init(&status, counts);
 	while ((count = hash_seq_search(&status)) != NULL)
 	{
@@ -127,11 +130,13 @@ relay_send(int64 after)
 Datum
 event_store_notify_listeners(PG_FUNCTION_ARGS)
 {
+	bool		more;
+
 	PreventCommandDuringRecovery("event_store.notify_listeners()");
 	catalog_require_read(catalog_store());
 	if (PG_ARGISNULL(0) || PG_GETARG_INT64(0) < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("after_position must be a position, or 0")));
-	PG_RETURN_INT64(relay_send(PG_GETARG_INT64(0)));
+	PG_RETURN_INT64(relay_send(PG_GETARG_INT64(0), &more));
 }

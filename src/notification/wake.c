@@ -30,12 +30,12 @@
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "storage/procarray.h"
+#include "utils/resowner.h"
 #include "utils/timestamp.h"
 
 #include "common/compat.h"
 #include "common/locks.h"
 #include "notification/notification.h"
-#include "position/position.h"
 
 /* how long a backend believes that there is no notifier */
 #define ABSENT_FOR	(100 * INT64CONST(1000))
@@ -48,6 +48,9 @@
 static PGPROC *notifier = NULL;
 static int	notifier_pid = 0;
 static TimestampTz absent_since = 0;
+
+/* wake_at_end() was called in this transaction */
+static bool wanted = false;
 
 /* Who holds N in a database: the process, and its id, which can be 0 any time. */
 static PGPROC *
@@ -143,15 +146,6 @@ wake_become_notifier(void)
 	return false;
 }
 
-void
-wake_resign(void)
-{
-	LOCKTAG		tag;
-
-	locks_set_tag(&tag, LOCK_CLASS_NOTIFIER, 0);
-	(void) LockRelease(&tag, ExclusiveLock, true);
-}
-
 static void
 set_latches(VirtualTransactionId *holders, int count)
 {
@@ -177,35 +171,40 @@ wake_waiters(void)
 	set_latches(holders, count);
 }
 
-/*
- * For the callback at the end of a transaction that has drawn positions.  Its
- * bound lock goes first: who is woken must find the mark moved on, or would
- * sleep again.
- */
+/* The end of this transaction is of interest to those who wait. */
 void
-wake_after_end(void)
+wake_at_end(void)
 {
-	PGPROC	   *proc = find_notifier();
+	wanted = true;
+}
 
+/*
+ * Called for each resource owner, in three phases.  Ours is when those of the
+ * transaction have released their locks: its outcome is visible by then, its
+ * bound is gone, so who is woken finds the mark moved on, and the messages
+ * about what it has made (a segment, say) are sent.
+ */
+static void
+release_callback(ResourceReleasePhase phase, bool is_commit, bool is_top_level,
+				 void *arg)
+{
+	PGPROC	   *proc;
+
+	if (!wanted || phase != RESOURCE_RELEASE_LOCKS || !is_top_level ||
+		CurrentResourceOwner != TopTransactionResourceOwner)
+		return;
+	wanted = false;
+	proc = find_notifier();
 	if (proc != NULL)
-	{
-		settled_release();
 		SetLatch(&proc->procLatch);
-	}
 	else
-	{
-		LOCKTAG		tag;
-		VirtualTransactionId *holders;
-		int			count;
+		wake_waiters();
+}
 
-		locks_set_tag(&tag, LOCK_CLASS_WAITER, 0);
-		holders = GetLockConflicts(&tag, ExclusiveLock, &count);
-		if (count > 0)
-		{
-			settled_release();
-			set_latches(holders, count);
-		}
-	}
+void
+wake_init(void)
+{
+	RegisterResourceReleaseCallback(release_callback, NULL);
 }
 
 /* Registers as one who waits: whatever commits from now on sets the latch. */

@@ -25,7 +25,6 @@ extern int64 counter_publish(int64 mark);
 extern void settled_announce(int64 last_position);
 extern int64 settled_mark(void);
 extern int64 settled_own_bound(void);
-extern void settled_release(void);
 extern void position_init(void);
 
 /* segment.c */

@@ -67,15 +67,29 @@ settled_own_bound(void)
 /*
  * The settled mark as of now.  A snapshot taken after the call, and none taken
  * before it, shows every event up to there that there will ever be.
+ *
+ * A writer that takes its bound lock late, with a value that the counter had a
+ * while ago, makes min(C, lowest bound - 1) fall below what it was. What was
+ * settled once stays so: a backend never goes back behind a mark it has seen,
+ * so that what it has delivered it can acknowledge.
  */
 int64
 settled_mark(void)
 {
+	static int64 highest = 0;
+	static uint64 generation = 0;
+	const Store *store = catalog_store();
 	LockData   *locks;
 	int64		mark;
 
 	if (RecoveryInProgress())
 		return counter_published_mark();
+	/* another store begins anew */
+	if (generation != store->generation)
+	{
+		highest = 0;
+		generation = store->generation;
+	}
 
 	mark = counter_read();
 	locks = GetLockStatusData();
@@ -98,28 +112,8 @@ settled_mark(void)
 	}
 	pfree(locks->locks);
 	pfree(locks);
-	return mark;
-}
-
-/*
- * Lets go of the bound lock a moment before the transaction's other locks, in a
- * callback of its commit or abort, when it has left the proc array: so that
- * whoever is woken by that callback finds the mark moved on.
- */
-void
-settled_release(void)
-{
-	LOCKTAG		tag;
-	ResourceOwner saved_owner = CurrentResourceOwner;
-
-	if (own_bound == 0)
-		return;
-	Assert(!TransactionIdIsInProgress(GetTopTransactionIdIfAny()));
-	locks_set_tag(&tag, LOCK_CLASS_BOUND, (uint64) own_bound);
-	own_bound = 0;
-	CurrentResourceOwner = TopTransactionResourceOwner;
-	(void) LockRelease(&tag, ShareLock, false);
-	CurrentResourceOwner = saved_owner;
+	highest = Max(highest, mark);
+	return highest;
 }
 
 /* The lock goes with the transaction: what remembers it goes, too. */

@@ -16,6 +16,7 @@
 #include "common/catalog.h"
 #include "common/compat.h"
 #include "common/errors.h"
+#include "notification/notification.h"
 #include "position/position.h"
 #include "stream/stream.h"
 #include "subscription/subscription.h"
@@ -54,7 +55,7 @@ run(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls)
 			 SPI_result_code_string(result));
 	count = SPI_processed;
 	state_end(&saved);
-	poll_touch();
+	wake_at_end();
 	return count;
 }
 
@@ -327,7 +328,7 @@ event_store_rewind_subscription(PG_FUNCTION_ARGS)
 	subscription.ndecided = 0;
 	state_write(&subscription, 0);
 	poll_forget(subscription.id);
-	poll_touch();
+	wake_at_end();
 	PG_RETURN_INT64(position);
 }
 

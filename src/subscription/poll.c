@@ -16,7 +16,6 @@
 
 #include "access/xact.h"
 #include "catalog/pg_type_d.h"
-#include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -66,9 +65,6 @@ typedef struct Delivered
 
 static List *delivered = NIL;	/* in TopTransactionContext */
 
-/* has this transaction locked a subscription? */
-static bool touched = false;
-
 static Delivered *
 delivered_of(int32 subscription_id, bool make)
 {
@@ -102,31 +98,12 @@ poll_forget(int32 subscription_id)
 		found->position = 0;
 }
 
-/* Its end is of interest to polls that wait. */
-void
-poll_touch(void)
-{
-	touched = true;
-}
-
 static void
 xact_callback(XactEvent event, void *arg)
 {
-	switch (event)
-	{
-		case XACT_EVENT_COMMIT:
-		case XACT_EVENT_ABORT:
-			/* it is not in progress any more: what it had locked is free */
-			if (touched)
-				wake_waiters();
-			/* FALLTHROUGH */
-		case XACT_EVENT_PREPARE:
-			touched = false;
-			delivered = NIL;
-			break;
-		default:
-			break;
-	}
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
+		event == XACT_EVENT_PREPARE)
+		delivered = NIL;
 }
 
 static void
@@ -167,7 +144,7 @@ deliver(ReturnSetInfo *result, text *name, int32 max_count, bool auto_ack)
 
 	if (!state_read(name, STATE_TRY, &subscription))
 		return 0;
-	poll_touch();
+	wake_at_end();
 	if (subscription.paused)
 		return 0;
 	before = delivered_of(subscription.id, false);
@@ -271,30 +248,37 @@ needs_no_snapshot(ReturnSetInfo *result)
 }
 
 /*
- * Waits until events are appended, or a time has come.
+ * Waits until somebody wakes us, or a time has come; returns whether it was the
+ * first.
  *
  * The transaction lets go of its xmin meanwhile, if nothing reads by an older
  * snapshot afterwards: the next snapshot sets it anew.
  */
-static void
+static bool
 wait_for_events(TimestampTz until, ReturnSetInfo *result)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	long		timeout;
+	int			woken;
 
 	if (needs_no_snapshot(result))
 		MyProc->xmin = InvalidTransactionId;
 	timeout = Min((until - now) / 1000 + 1, guc_look_interval);
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 Max(timeout, 0), PG_WAIT_EXTENSION);
+	woken = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					  Max(timeout, 0), PG_WAIT_EXTENSION);
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
+	return (woken & WL_LATCH_SET) != 0;
 }
 
 /*
  * A poll that waits looks without a lock first, and takes the lock when there
  * is something to deliver.  It is registered as one who waits before it looks,
  * so nothing that is appended after the look fails to wake it.
+ *
+ * Where nobody has woken it, a look costs more than it is worth as long as the
+ * mark stands still; what COMMIT PREPARED has done to the subscription shows at
+ * every tenth time.
  */
 Datum
 event_store_poll(PG_FUNCTION_ARGS)
@@ -305,6 +289,9 @@ event_store_poll(PG_FUNCTION_ARGS)
 	bool		auto_ack;
 	TimestampTz until;
 	int64		looked_to = -1;
+	int64		seen = -1;
+	bool		woken = false;
+	bool		blocked = false;	/* there is something, but others have it */
 
 	guard("event_store.poll()");
 	name = state_name_argument(fcinfo, 0);
@@ -327,12 +314,20 @@ event_store_poll(PG_FUNCTION_ARGS)
 													TimestampTzGetDatum(GetCurrentTimestamp()),
 													PG_GETARG_DATUM(2)));
 	wake_begin_wait();
-	while (!is_open(name, &looked_to) ||
-		   deliver(result, name, max_count, auto_ack) == 0)
+	for (int times = 0;; times++)
 	{
+		int64		mark = settled_mark();
+
+		if (woken || blocked || mark != seen || times % 10 == 0)
+		{
+			seen = mark;
+			blocked = is_open(name, &looked_to);
+			if (blocked && deliver(result, name, max_count, auto_ack) > 0)
+				break;
+		}
 		if (GetCurrentTimestamp() >= until)
 			break;
-		wait_for_events(until, result);
+		woken = wait_for_events(until, result);
 	}
 	wake_end_wait();
 	return (Datum) 0;
@@ -342,15 +337,6 @@ event_store_poll(PG_FUNCTION_ARGS)
  * Acknowledgement
  * ----------------------------------------------------------------
  */
-
-static int
-compare_positions(const void *a, const void *b)
-{
-	int64		x = *(const int64 *) a;
-	int64		y = *(const int64 *) b;
-
-	return x < y ? -1 : x > y ? 1 : 0;
-}
 
 /* The positions of an array, ascending. */
 static int64 *
@@ -372,7 +358,7 @@ positions_argument(Datum value, int *count)
 					 errmsg("positions must not contain NULL")));
 		positions[i] = DatumGetInt64(elements[i]);
 	}
-	qsort(positions, *count, sizeof(int64), compare_positions);
+	qsort(positions, *count, sizeof(int64), state_compare_positions);
 	return positions;
 }
 
@@ -419,7 +405,7 @@ decide(Subscription *subscription, const int64 *positions, int count, int64 up_t
 			break;
 		}
 		if (positions == NULL ||
-			bsearch(&position, positions, count, sizeof(int64), compare_positions) != NULL)
+			bsearch(&position, positions, count, sizeof(int64), state_compare_positions) != NULL)
 		{
 			done++;
 			if (!gap)
@@ -471,7 +457,7 @@ event_store_ack(PG_FUNCTION_ARGS)
 				 errmsg("positions must not be NULL")));
 	positions = positions_argument(PG_GETARG_DATUM(1), &count);
 	(void) state_read(name, STATE_LOCK, &subscription);
-	poll_touch();
+	wake_at_end();
 	PG_RETURN_INT64(decide(&subscription, positions, count, 0));
 }
 
@@ -490,7 +476,7 @@ event_store_ack_up_to(PG_FUNCTION_ARGS)
 				 errmsg("position must be a position, or 0")));
 	position = PG_GETARG_INT64(1);
 	(void) state_read(name, STATE_LOCK, &subscription);
-	poll_touch();
+	wake_at_end();
 	PG_RETURN_INT64(decide(&subscription, NULL, 0, position));
 }
 

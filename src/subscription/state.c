@@ -14,7 +14,6 @@
 #include "postgres.h"
 
 #include "catalog/pg_type_d.h"
-#include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -24,7 +23,7 @@
 #include "common/catalog.h"
 #include "common/compat.h"
 #include "common/errors.h"
-#include "common/names.h"
+#include "common/plans.h"
 #include "stream/stream.h"
 #include "subscription/subscription.h"
 
@@ -36,31 +35,32 @@
 "SELECT FROM event_store.subscription_slot AS k WHERE k.subscription_id =" \
 " (SELECT s.id FROM event_store.subscription AS s WHERE s.name = $1) FOR UPDATE"
 
-static const char *const lock_sql[STATE_LOCKS] = {
-	[STATE_TRY] = LOCK_SQL " SKIP LOCKED",
-	[STATE_LOCK] = LOCK_SQL,
+static Statement lock_slot[STATE_LOCKS] = {
+	[STATE_TRY] = {LOCK_SQL " SKIP LOCKED", 1, {TEXTOID}},
+	[STATE_LOCK] = {LOCK_SQL, 1, {TEXTOID}},
 };
 
-static const char *const read_sql =
-"SELECT s.id, s.name, s.paused, s.categories, s.types, s.stream_pattern,"
-" k.checkpoint, k.replay_until, k.decided"
-" FROM event_store.subscription AS s"
-" JOIN event_store.subscription_slot AS k ON k.subscription_id = s.id"
-" WHERE s.name = $1";
+static Statement read_both = {
+	"SELECT s.id, s.name, s.paused, s.categories, s.types, s.stream_pattern,"
+	" k.checkpoint, k.replay_until, k.decided"
+	" FROM event_store.subscription AS s"
+	" JOIN event_store.subscription_slot AS k ON k.subscription_id = s.id"
+	" WHERE s.name = $1",
+	1, {TEXTOID}
+};
 
-static const char *const write_sql =
-"UPDATE event_store.subscription_slot AS k"
-" SET checkpoint = $2, decided = $3, replay_until = $4, acknowledged = k.acknowledged + $5,"
-" acknowledged_at = CASE WHEN $5 > 0 THEN pg_catalog.clock_timestamp() ELSE k.acknowledged_at END"
-" WHERE k.subscription_id = $1";
+static Statement write_slot = {
+	"UPDATE event_store.subscription_slot AS k"
+	" SET checkpoint = $2, decided = $3, replay_until = $4, acknowledged = k.acknowledged + $5,"
+	" acknowledged_at = CASE WHEN $5 > 0 THEN pg_catalog.clock_timestamp() ELSE k.acknowledged_at END"
+	" WHERE k.subscription_id = $1",
+	5, {INT4OID, INT8OID, INT8ARRAYOID, INT8OID, INT8OID}
+};
 
-static const char *const exists_sql =
-"SELECT FROM event_store.subscription AS s WHERE s.name = $1";
-
-static SPIPlanPtr lock_plans[STATE_LOCKS];
-static SPIPlanPtr read_plan;
-static SPIPlanPtr write_plan;
-static SPIPlanPtr exists_plan;
+static Statement look_for = {
+	"SELECT FROM event_store.subscription AS s WHERE s.name = $1",
+	1, {TEXTOID}
+};
 
 /* ----------------------------------------------------------------
  * Statements as the owner
@@ -72,45 +72,16 @@ state_begin(OwnerSwitch *saved)
 {
 	GetUserIdAndSecContext(&saved->user, &saved->context);
 	SetUserIdAndSecContext(catalog_owner(catalog_store()),
-						   saved->context | SECURITY_LOCAL_USERID_CHANGE);
-	saved->guc_level = NewGUCNestLevel();
-	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
+						   saved->context | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
+	saved->guc_level = plans_connect();
 }
 
 void
 state_end(OwnerSwitch *saved)
 {
-	SPI_finish();
-	AtEOXact_GUC(true, saved->guc_level);
+	plans_finish(saved->guc_level);
 	SetUserIdAndSecContext(saved->user, saved->context);
-}
-
-static SPIPlanPtr
-plan_once(SPIPlanPtr *plan, const char *sql, int nargs, Oid *types)
-{
-	if (*plan == NULL)
-	{
-		SPIPlanPtr	made = SPI_prepare(sql, nargs, types);
-
-		if (made == NULL)
-			elog(ERROR, "could not prepare \"%s\"", sql);
-		SPI_keepplan(made);
-		*plan = made;
-	}
-	return *plan;
-}
-
-static void
-execute(SPIPlanPtr plan, Datum *values, const char *nulls)
-{
-	int			result = SPI_execute_plan(plan, values, nulls, false, 0);
-
-	if (result < 0)
-		elog(ERROR, "could not execute a statement of subscriptions: %s",
-			 SPI_result_code_string(result));
 }
 
 /* ----------------------------------------------------------------
@@ -187,32 +158,21 @@ bool
 state_read(text *name, StateLock lock, Subscription *subscription)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Oid			types[1] = {TEXTOID};
 	Datum		values[1] = {PointerGetDatum(name)};
 	OwnerSwitch saved;
 	bool		found = true;
 
 	state_begin(&saved);
 	if (lock != STATE_LOOK)
-	{
-		execute(plan_once(&lock_plans[lock], lock_sql[lock], 1, types), values, NULL);
-		found = SPI_processed > 0;
-	}
+		found = plans_execute(&lock_slot[lock], values, NULL) > 0;
 	if (found)
-	{
-		execute(plan_once(&read_plan, read_sql, 1, types), values, NULL);
-		found = SPI_processed > 0;
-	}
+		found = plans_execute(&read_both, values, NULL) > 0;
 	if (found)
 		read_row(subscription, context);
-	else
-	{
-		execute(plan_once(&exists_plan, exists_sql, 1, types), values, NULL);
-		if (SPI_processed == 0 || lock != STATE_TRY)
-			ereport(ERROR,
-					(errcode(ERRCODE_VE_NO_SUBSCRIPTION),
-					 errmsg("subscription \"%s\" does not exist", text_to_cstring(name))));
-	}
+	else if (lock != STATE_TRY || plans_execute(&look_for, values, NULL) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_NO_SUBSCRIPTION),
+				 errmsg("subscription \"%s\" does not exist", text_to_cstring(name))));
 	state_end(&saved);
 	return found;
 }
@@ -221,7 +181,6 @@ state_read(text *name, StateLock lock, Subscription *subscription)
 void
 state_write(const Subscription *subscription, int64 acknowledged)
 {
-	Oid			types[5] = {INT4OID, INT8OID, INT8ARRAYOID, INT8OID, INT8OID};
 	Datum	   *elements = palloc(sizeof(Datum) * Max(subscription->ndecided, 1));
 	Datum		values[5];
 	OwnerSwitch saved;
@@ -236,13 +195,13 @@ state_write(const Subscription *subscription, int64 acknowledged)
 	values[3] = Int64GetDatum(subscription->replay_until);
 	values[4] = Int64GetDatum(acknowledged);
 	state_begin(&saved);
-	execute(plan_once(&write_plan, write_sql, 5, types), values, NULL);
+	(void) plans_execute(&write_slot, values, NULL);
 	state_end(&saved);
 	pfree(elements);
 }
 
-static int
-compare_positions(const void *a, const void *b)
+int
+state_compare_positions(const void *a, const void *b)
 {
 	int64		x = *(const int64 *) a;
 	int64		y = *(const int64 *) b;
@@ -255,5 +214,5 @@ state_is_decided(const Subscription *subscription, int64 position)
 {
 	return position <= subscription->checkpoint ||
 		bsearch(&position, subscription->decided, subscription->ndecided,
-				sizeof(int64), compare_positions) != NULL;
+				sizeof(int64), state_compare_positions) != NULL;
 }

@@ -52,6 +52,7 @@ extern void state_end(OwnerSwitch *saved);
 extern text *state_name_argument(FunctionCallInfo fcinfo, int n);
 extern bool state_read(text *name, StateLock lock, Subscription *subscription);
 extern void state_write(const Subscription *subscription, int64 acknowledged);
+extern int	state_compare_positions(const void *a, const void *b);
 extern bool state_is_decided(const Subscription *subscription, int64 position);
 
 /* scan.c: the events of a subscription */
@@ -68,7 +69,6 @@ extern int64 subscription_scan_close(SubscriptionScan *scan);
 
 /* poll.c */
 extern void poll_forget(int32 subscription_id);
-extern void poll_touch(void);
 extern void poll_init(void);
 
 #endif

@@ -41,6 +41,7 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
@@ -142,8 +143,20 @@ register_worker(int restart_time)
 Datum
 event_store_start_worker(PG_FUNCTION_ARGS)
 {
+	const Store *store = catalog_store();
+	Relation	event;
+	bool		is_new;
+
 	PreventCommandDuringRecovery("event_store.start_worker()");
-	catalog_require_owner(catalog_store());
+	catalog_require_owner(store);
+	event = table_open(store->event, AccessShareLock);
+	is_new = event->rd_createSubid != InvalidSubTransactionId;
+	table_close(event, AccessShareLock);
+	if (is_new || IsBinaryUpgrade)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_NO_WORKER),
+				 errmsg("the worker would not see the store"),
+				 errhint("Commit the transaction that has made it first.")));
 	if (wake_notifier_is_here())
 		PG_RETURN_BOOL(false);
 	register_worker(RESTART_SECONDS);
@@ -228,6 +241,7 @@ static int
 worker_pid(const char *database)
 {
 	Oid			oid = InvalidOid;
+	int			pid;
 	Relation	rel;
 	TableScanDesc scan;
 	HeapTuple	tuple;
@@ -245,8 +259,10 @@ worker_pid(const char *database)
 	}
 	table_endscan(scan);
 	table_close(rel, AccessShareLock);
+	/* within the transaction, whose memory it takes */
+	pid = OidIsValid(oid) ? wake_notifier_pid(oid) : -1;
 	CommitTransactionCommand();
-	return OidIsValid(oid) ? wake_notifier_pid(oid) : -1;
+	return pid;
 }
 
 /*
@@ -400,7 +416,7 @@ launch_init(void)
 {
 	BackgroundWorker worker;
 
-	if (!process_shared_preload_libraries_in_progress)
+	if (!process_shared_preload_libraries_in_progress || IsBinaryUpgrade)
 		return;
 	describe(&worker, "event_store_launcher_main", "event_store launcher");
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;

@@ -9,7 +9,8 @@
  *	 become settled since the last one, at most every PAUSE;
  * - it runs the tasks that are due (task.c), each in a transaction of its own.
  *
- * It works as the owner of the store, with no more rights than that role has.
+ * It works as the owner of the store, with no more rights than that role has,
+ * and ends when the store gets another owner.
  *
  * While it waits it is in a transaction, without snapshot and id (wake.c says
  * why).  It ends, for good: at SIGTERM; when another notifier is there; when the
@@ -52,20 +53,37 @@
 /* between looks for tasks that are due, if there is one all the time */
 #define TASK_PAUSE		(100 * INT64CONST(1000))
 
-/* after a cancelled statement is a stop what was wanted? */
 static volatile sig_atomic_t stop_wanted = false;
 
-/* Ends the worker, and for that purpose what it is doing. */
+/* is the end of the process the end of the worker? */
+static bool for_good = true;
+
+/* Ends the worker, whatever it is doing: as die() does. */
 static void
 handle_stop(SIGNAL_ARGS)
 {
 	int			save_errno = errno;
 
 	stop_wanted = true;
-	QueryCancelPending = true;
+	ProcDiePending = true;
 	InterruptPending = true;
 	SetLatch(MyLatch);
 	errno = save_errno;
+}
+
+/*
+ * The last thing before the process lets go of shared memory.  PostgreSQL
+ * releases session locks of this kind with a transaction that is aborted, which
+ * need not be there.  And after exit status 1 the postmaster would start the
+ * worker again: not after a stop, and not if it never came to connect.
+ */
+static void
+leave(int code, Datum arg)
+{
+	AbortOutOfAnyTransaction();
+	LockReleaseAll(DEFAULT_LOCKMETHOD, true);
+	if (code != 0 && (stop_wanted || for_good))
+		proc_exit(0);
 }
 
 static void
@@ -87,19 +105,28 @@ database_is_wanted(void)
 	return count > 0;
 }
 
+/* Does the store, as whose owner we are here, still have that owner? */
+static bool
+store_is_ours(void)
+{
+	return catalog_store_exists() &&
+		catalog_owner(catalog_store()) == GetSessionUserId();
+}
+
 /* Notifies of what has become settled; returns where to go on. */
 static int64
-notify(int64 position)
+notify(int64 position, bool *more)
 {
 	int64		reached;
 
 	(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_LOCAL, true, 0, false);
 	wake_waiters();
+	*more = false;
 	if (guc_notify == NOTIFY_OFF)
 		return settled_mark();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	reached = relay_send(position);
+	reached = relay_send(position, more);
 	PopActiveSnapshot();
 	return reached;
 }
@@ -117,9 +144,36 @@ wait_until(TimestampTz until)
 						 (until - now) / 1000 + 1, PG_WAIT_EXTENSION);
 	}
 	ResetLatch(MyLatch);
-	if (stop_wanted)
-		return;
+	/* there is nothing to cancel */
+	QueryCancelPending = false;
 	CHECK_FOR_INTERRUPTS();
+}
+
+/*
+ * Runs a task that is due; returns when to look for the next.  One at a time, so
+ * that notifications don't wait for all of them.
+ */
+static TimestampTz
+run_a_task(void)
+{
+	TimestampTz next = GetCurrentTimestamp() + LOOK_INTERVAL;
+	bool		ran = false;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	pgstat_report_activity(STATE_RUNNING, "running tasks");
+	if (store_is_ours())
+	{
+		ran = task_run_next(GetCurrentTimestamp(), true);
+		/* tasks that are new, or were altered, are found at the next look */
+		if (!ran)
+			next = Max(Min(next, task_next_run()), GetCurrentTimestamp() + TASK_PAUSE);
+	}
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	pgstat_report_stat(false);
+	return ran ? GetCurrentTimestamp() : next;
 }
 
 /*
@@ -127,25 +181,19 @@ wait_until(TimestampTz until)
  * prepared transactions, and backends that were killed.
  */
 static void
-work(void)
+work(int64 notified)
 {
-	int64		notified = -1;	/* up to this position */
 	TimestampTz notified_at = 0;
 	TimestampTz next_look = 0;
 	TimestampTz next_task = 0;
+	bool		more = false;
 
-	while (!stop_wanted)
+	for (;;)
 	{
-		TimestampTz until = Min(next_look, next_task);
 		TimestampTz now;
 
 		StartTransactionCommand();
-		wait_until(until);
-		if (stop_wanted)
-		{
-			AbortCurrentTransaction();
-			break;
-		}
+		wait_until(more ? 0 : Min(next_look, next_task));
 		if (ConfigReloadPending)
 		{
 			ConfigReloadPending = false;
@@ -155,51 +203,22 @@ work(void)
 		now = GetCurrentTimestamp();
 		if (now >= next_look)
 		{
-			if (database_is_wanted() || !catalog_store_exists())
-			{
-				CommitTransactionCommand();
+			if (database_is_wanted() || !store_is_ours())
 				return;
-			}
 			next_look = now + LOOK_INTERVAL;
 		}
-		if (notified < 0)
-			notified = settled_mark();
-		else if (counter_read() > notified)
+		if (counter_read() > notified)
 		{
 			if (now - notified_at < PAUSE && now >= notified_at)
 				pg_usleep(PAUSE - (now - notified_at));
 			SetCurrentStatementStartTimestamp();
 			pgstat_report_activity(STATE_RUNNING, "sending notifications");
-			notified = notify(notified);
+			notified = notify(notified, &more);
 			notified_at = GetCurrentTimestamp();
 		}
 		CommitTransactionCommand();
-
-		while (!stop_wanted && next_task <= GetCurrentTimestamp())
-		{
-			bool		ran;
-
-			SetCurrentStatementStartTimestamp();
-			StartTransactionCommand();
-			PushActiveSnapshot(GetTransactionSnapshot());
-			pgstat_report_activity(STATE_RUNNING, "running tasks");
-			ran = catalog_store_exists() && task_run_next();
-			PopActiveSnapshot();
-			CommitTransactionCommand();
-			if (!ran)
-			{
-				StartTransactionCommand();
-				PushActiveSnapshot(GetTransactionSnapshot());
-				/* tasks that are new, or were altered, are found at the next look */
-				next_task = GetCurrentTimestamp() + LOOK_INTERVAL;
-				if (catalog_store_exists())
-					next_task = Max(Min(next_task, task_next_run()),
-									GetCurrentTimestamp() + TASK_PAUSE);
-				PopActiveSnapshot();
-				CommitTransactionCommand();
-			}
-			pgstat_report_stat(false);
-		}
+		if (next_task <= GetCurrentTimestamp())
+			next_task = run_a_task();
 	}
 }
 
@@ -207,11 +226,12 @@ void
 event_store_worker_main(Datum arg)
 {
 	WorkerOrder order;
-	sigjmp_buf	local_jump;
+	int64		mark = 0;
 
 	memcpy(&order, MyBgworkerEntry->bgw_extra, sizeof(order));
 	pqsignal(SIGTERM, handle_stop);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	before_shmem_exit(leave, (Datum) 0);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(order.database, order.owner, 0);
 
@@ -222,23 +242,22 @@ event_store_worker_main(Datum arg)
 	set_guc("default_transaction_deferrable", "off");
 	set_guc("statement_timeout", "0");
 	set_guc("lock_timeout", "0");
+#if PG_VERSION_NUM >= 170000
+	set_guc("transaction_timeout", "0");
+#endif
 	set_guc("row_security", "on");
 
+	/* what is appended from now on is our business */
+	StartTransactionCommand();
+	if (!store_is_ours())
+		proc_exit(0);
+	mark = settled_mark();
+	CommitTransactionCommand();
 	if (!wake_become_notifier())
 		proc_exit(0);
 
-	/* a statement that was cancelled by a stop ends the worker, not the server's log */
-	if (sigsetjmp(local_jump, 1) == 0)
-	{
-		PG_exception_stack = &local_jump;
-		work();
-		proc_exit(0);
-	}
-	PG_exception_stack = NULL;
-	error_context_stack = NULL;
-	HOLD_INTERRUPTS();
-	if (!stop_wanted)
-		EmitErrorReport();
-	AbortOutOfAnyTransaction();
-	proc_exit(stop_wanted ? 0 : 1);
+	/* an error from here on is followed by another try */
+	for_good = false;
+	work(mark);
+	proc_exit(0);
 }

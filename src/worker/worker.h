@@ -15,7 +15,7 @@ typedef struct WorkerOrder
 } WorkerOrder;
 
 /* task.c */
-extern bool task_run_next(void);
+extern bool task_run_next(TimestampTz due, bool in_worker);
 extern TimestampTz task_next_run(void);
 
 /* run.c */

@@ -7,7 +7,7 @@
 CREATE TABLE event_store.worker_task (
 	name		text COLLATE "C" NOT NULL,
 	command		text,
-	run_every	interval NOT NULL CHECK (run_every >= '100 milliseconds'),
+	run_every	interval NOT NULL CHECK (run_every BETWEEN '100 milliseconds' AND '10 years'),
 	enabled		boolean NOT NULL DEFAULT true,
 	CONSTRAINT worker_task_pkey PRIMARY KEY (name)
 );
@@ -95,7 +95,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_set_task'
 REVOKE ALL ON FUNCTION event_store.set_task(text, interval, text, boolean) FROM PUBLIC;
 ALTER FUNCTION event_store.set_task(text, interval, text, boolean) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.set_task(text, interval, text, boolean) IS
-'set_task(name, run_every = NULL, command = NULL, enabled = NULL) -> void: adds a task to those of the worker, or alters one; NULL leaves as it is, and is 1 minute and enabled for a task that is new. run_every: 100 ms or more after the end of a run. command: one or more SQL statements, which the worker runs as the owner of the store, in one transaction, with search_path pg_catalog. Only the owner may. Raises VE002 for an invalid argument, or a new task without a command.';
+'set_task(name, run_every = NULL, command = NULL, enabled = NULL) -> void: adds a task to those of the worker, or alters one; NULL leaves as it is, and is 1 minute and enabled for a task that is new. run_every: 100 ms to 10 years after the end of a run. command: one or more SQL statements, which the worker runs as the owner of the store, in one transaction, with search_path pg_catalog. Only the owner may. Raises VE002 for an invalid argument, or a new task without a command.';
 
 CREATE FUNCTION event_store.drop_task(name text) RETURNS boolean
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_drop_task';
@@ -109,7 +109,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_run_tasks
 REVOKE ALL ON FUNCTION event_store.run_tasks() FROM PUBLIC;
 ALTER FUNCTION event_store.run_tasks() OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.run_tasks() IS
-'run_tasks() -> int: runs the tasks that are due and that nobody else is running, as the worker does, but all in the caller''s transaction; returns how many. A task that fails is rolled back, logged and counted (worker_tasks), and does not keep the others from running. For those who have a scheduler but no worker. Only the owner may.';
+'run_tasks() -> int: runs the tasks that are due and that nobody else is running, as the worker does, as the owner of the store, but all in the caller''s transaction; returns how many. A task that fails is rolled back, logged and counted (worker_tasks), and does not keep the others from running. For those who have a scheduler but no worker. Only the owner may.';
 
 CREATE FUNCTION event_store.start_worker() RETURNS boolean
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_start_worker';

@@ -1,0 +1,53 @@
+/*
+ * plans.c
+ *		Statements of the extension's own, prepared once in a backend.
+ *
+ * They are run with a search_path of their own, whatever the caller's is.
+ */
+#include "postgres.h"
+
+#include "common/plans.h"
+#include "utils/guc.h"
+
+/* Connects to SPI; what is returned is for plans_finish(). */
+int
+plans_connect(void)
+{
+	int			guc_level = NewGUCNestLevel();
+
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	return guc_level;
+}
+
+/* The settings are as they were before, whatever was set meanwhile. */
+void
+plans_finish(int guc_level)
+{
+	SPI_finish();
+	AtEOXact_GUC(false, guc_level);
+}
+
+/* Runs a statement, connected to SPI; returns how many rows it gave or touched. */
+uint64
+plans_execute(Statement *statement, Datum *values, const char *nulls)
+{
+	int			result;
+
+	if (statement->plan == NULL)
+	{
+		SPIPlanPtr	plan = SPI_prepare(statement->sql, statement->nargs, statement->types);
+
+		if (plan == NULL)
+			elog(ERROR, "could not prepare \"%s\"", statement->sql);
+		SPI_keepplan(plan);
+		statement->plan = plan;
+	}
+	result = SPI_execute_plan(statement->plan, values, nulls, false, 0);
+	if (result < 0)
+		elog(ERROR, "could not execute \"%s\": %s", statement->sql,
+			 SPI_result_code_string(result));
+	return SPI_processed;
+}

@@ -1,0 +1,23 @@
+/*
+ * plans.h
+ *		Statements of the extension's own, prepared once in a backend.
+ */
+#ifndef EVENT_STORE_PLANS_H
+#define EVENT_STORE_PLANS_H
+
+#include "executor/spi.h"
+
+/* a statement, and its plan once it has one */
+typedef struct Statement
+{
+	const char *sql;
+	int			nargs;
+	Oid			types[6];
+	SPIPlanPtr	plan;
+} Statement;
+
+extern int	plans_connect(void);
+extern void plans_finish(int guc_level);
+extern uint64 plans_execute(Statement *statement, Datum *values, const char *nulls);
+
+#endif
