@@ -263,7 +263,7 @@ BEGIN
 		COMMIT;
 	END LOOP;
 END $$;
-SELECT count(*) FROM early
+SELECT count(*) || coalesce(' ' || left(string_agg(DISTINCT mark::text, ','), 200), '') FROM early
 EOT
 	$node->safe_psql('makers', 'INSERT INTO stop VALUES (1)');
 	is(wait_workers(@makers), 0, 'the makers met no error');
