@@ -132,11 +132,21 @@ forget_bound(XactEvent event, void *arg)
 	}
 }
 
+/*
+ * Who asks for the mark goes on with plain SQL, which is planned by what the
+ * relation cache knows of the segments.  That can be outdated where a message
+ * came in the middle of finding out: loading the map mends it (segment.c).
+ */
 Datum
 event_store_settled_position(PG_FUNCTION_ARGS)
 {
+	int64		mark;
+
 	catalog_require_read(catalog_store());
-	PG_RETURN_INT64(settled_mark());
+	mark = settled_mark();
+	segment_refresh();
+	(void) segment_count();
+	PG_RETURN_INT64(mark);
 }
 
 void
