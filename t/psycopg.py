@@ -85,7 +85,7 @@ def main():
 
     # a consumer whose effect is in the database
     call(writer, "SELECT event_store.create_subscription('python', categories => %s)", ["order"])
-    call(writer, "SELECT count(event_store.append('order-' || i % 7, 'more', to_jsonb(i))) FROM generate_series(1, 500) i")
+    call(writer, "SELECT count(event_store.append('order-' || i %% 7, 'more', to_jsonb(i))) FROM generate_series(1, 500) i")
     consumer = connect(POOLED, autocommit=False)
     effect = []
     while True:
