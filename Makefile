@@ -33,6 +33,11 @@ OBJS = \
 	src/worker/launch.o \
 	src/subscription/state.o \
 	src/subscription/scan.o \
+	src/subscription/batch.o \
+	src/subscription/failure.o \
+	src/subscription/group.o \
+	src/subscription/breaker.o \
+	src/subscription/ack.o \
 	src/subscription/poll.o \
 	src/subscription/manage.o
 
@@ -52,7 +57,8 @@ EXTRA_CLEAN = $(DATA_built) results output_iso tmp_check regression.diffs regres
 
 # common_install leaves what the others use
 REGRESS = common_install stream_append stream_batch stream_append_only \
-	stream_bulk stream_read stream_cost position_segments worker_task subscription_poll
+	stream_bulk stream_read stream_cost position_segments worker_task subscription_poll \
+	subscription_failure subscription_group
 REGRESS_OPTS = --inputdir=. --load-extension=plpgsql
 ISOLATION = $(patsubst specs/%.spec,%,$(sort $(wildcard specs/*.spec)))
 ISOLATION_OPTS = --inputdir=. --load-extension=event_store

@@ -184,5 +184,5 @@ RESET ROLE;
 DROP OWNED BY regress_event_store_consumer;
 DROP ROLE regress_event_store_consumer;
 SELECT event_store.drop_subscription(name) FROM event_store.subscriptions;
-SELECT count(*) FROM event_store.subscription_slot;
+SELECT count(*) FROM event_store.subscription_cursor;
 DROP TABLE effect;

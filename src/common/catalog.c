@@ -73,6 +73,8 @@ static const Oid shapes[][SHAPE_MAX] = {
 	[SHAPE_APPEND_RESULT] = {TEXTOID, INT4OID, INT4OID, INT8OID, INT8OID, BOOLOID},
 	[SHAPE_RECORDED_EVENT] = {INT8OID, TEXTOID, INT4OID, TEXTOID, INT4OID, UUIDOID,
 		TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TEXTOID, UUIDOID, JSONBOID, JSONBOID},
+	[SHAPE_CURSOR] = {INT4OID, INT8OID, INT8OID, INT8ARRAYOID, INT8OID, INT8OID,
+		TIMESTAMPTZOID, FLOAT8OID},
 };
 
 bool
@@ -178,6 +180,7 @@ look_up_store(void)
 	store.content_pair_index = relation_or_error("segment_content_pair");
 	store.counter = relation_or_error("position_counter");
 	store.settings = relation_or_error("store");
+	store.subscription_cursor = relation_or_error("subscription_cursor");
 	store.append_result = type_or_error("append_result");
 	store.recorded_event = type_or_error("recorded_event");
 	store.append_result_rel = relation_or_error("append_result");
@@ -189,6 +192,7 @@ look_up_store(void)
 	check_shape(store.counter, SHAPE_COUNTER);
 	check_shape(store.append_result_rel, SHAPE_APPEND_RESULT);
 	check_shape(store.recorded_event_rel, SHAPE_RECORDED_EVENT);
+	check_shape(store.subscription_cursor, SHAPE_CURSOR);
 	for (int i = 0; i < NAME_KINDS; i++)
 	{
 		const char *name = name_table_names[i];

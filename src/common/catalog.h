@@ -116,6 +116,7 @@ typedef struct Store
 	Oid			content_pair_index;
 	Oid			counter;
 	Oid			settings;
+	Oid			subscription_cursor;
 	Oid			append_result;	/* the type */
 	Oid			recorded_event; /* the type */
 	Oid			append_result_rel;	/* and what has its columns */
@@ -134,7 +135,8 @@ typedef enum CatalogShape
 	SHAPE_COUNTER,
 	SHAPE_VIEW,
 	SHAPE_APPEND_RESULT,
-	SHAPE_RECORDED_EVENT
+	SHAPE_RECORDED_EVENT,
+	SHAPE_CURSOR
 } CatalogShape;
 
 extern bool catalog_has_shape(TupleDesc desc, CatalogShape shape);

@@ -326,7 +326,7 @@ insert_name(const NameTable *table, Datum name)
 
 	values[NAME_ATT_ID - 1] = Int32GetDatum((int32) id);
 	values[NAME_ATT_NAME - 1] = name;
-	rows_insert_small(table->table, values);
+	rows_insert_small(table->table, values, NULL);
 	CommandCounterIncrement();
 	return (int32) id;
 }
@@ -622,7 +622,7 @@ names_note_content(int32 category_id, int32 type_id, int64 segment)
 		values[SC_CATEGORY_ID - 1] = Int32GetDatum(category_id);
 		values[SC_TYPE_ID - 1] = Int32GetDatum(type_id);
 		values[SC_SEGMENT - 1] = Int64GetDatum(segment);
-		rows_insert_small(store->segment_content, values);
+		rows_insert_small(store->segment_content, values, NULL);
 		own = true;
 	}
 

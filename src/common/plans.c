@@ -9,6 +9,9 @@
 #include "common/plans.h"
 #include "utils/guc.h"
 
+/* how many statements have written something */
+uint64		plans_writes = 0;
+
 /* Connects to SPI; what is returned is for plans_finish(). */
 int
 plans_connect(void)
@@ -49,5 +52,7 @@ plans_execute(Statement *statement, Datum *values, const char *nulls)
 	if (result < 0)
 		elog(ERROR, "could not execute \"%s\": %s", statement->sql,
 			 SPI_result_code_string(result));
+	if (result != SPI_OK_SELECT && SPI_processed > 0)
+		plans_writes++;
 	return SPI_processed;
 }

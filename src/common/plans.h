@@ -12,9 +12,11 @@ typedef struct Statement
 {
 	const char *sql;
 	int			nargs;
-	Oid			types[6];
+	Oid			types[16];
 	SPIPlanPtr	plan;
 } Statement;
+
+extern uint64 plans_writes;
 
 extern int	plans_connect(void);
 extern void plans_finish(int guc_level);

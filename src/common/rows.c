@@ -733,16 +733,17 @@ rows_close_small(Relation rel, CatalogIndexState indexes)
 
 /* One row. */
 void
-rows_insert_small(Oid relid, Datum *values)
+rows_insert_small(Oid relid, Datum *values, const bool *nulls)
 {
 	Relation	rel;
 	CatalogIndexState indexes = rows_open_small(relid, &rel);
-	bool	   *nulls = palloc0(sizeof(bool) * RelationGetDescr(rel)->natts);
-	HeapTuple	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+	bool	   *none = palloc0(sizeof(bool) * RelationGetDescr(rel)->natts);
+	HeapTuple	tuple = heap_form_tuple(RelationGetDescr(rel), values,
+										nulls == NULL ? none : unconstify(bool *, nulls));
 
 	CatalogTupleInsertWithInfo(rel, tuple, indexes);
 	heap_freetuple(tuple);
-	pfree(nulls);
+	pfree(none);
 	rows_close_small(rel, indexes);
 }
 

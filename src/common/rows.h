@@ -74,7 +74,7 @@ extern void fetch_close(RowFetch *fetch);
 extern void rows_insert_events(Relation segment, HeapTuple *tuples, int ntuples);
 extern CatalogIndexState rows_open_small(Oid relid, Relation *rel);
 extern void rows_close_small(Relation rel, CatalogIndexState indexes);
-extern void rows_insert_small(Oid relid, Datum *values);
+extern void rows_insert_small(Oid relid, Datum *values, const bool *nulls);
 extern void rows_init(void);
 
 #endif

@@ -40,6 +40,7 @@
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -121,6 +122,8 @@ struct Reader
 	int			nlist;
 	Segment    *list;
 	int			list_next;
+	int			next_position;	/* of the list of positions */
+	int64		row_stream_id;	/* of the row handed out last */
 	int64		stream_id;
 	int32		type_id;		/* 0: any */
 	int64		last_version;	/* seen, 0 for none */
@@ -907,6 +910,52 @@ next_segment_by_list(Reader *reader)
 	return true;
 }
 
+/*
+ * The next segment that has positions of a list.  The index goes through them
+ * by itself, in their order.
+ */
+static bool
+next_segment_by_positions(Reader *reader)
+{
+	ReadRequest *request = &reader->request;
+
+	while (reader->next_position < request->npositions)
+	{
+		int			first = reader->next_position;
+		int			index = segment_index_for(request->positions[first]);
+		int			count = 0;
+		Segment		segment;
+		ScanKeyData key;
+		Datum	   *elements;
+
+		if (index >= segment_count())
+			return false;
+		segment = segment_at(index);
+		if (segment.first > request->positions[first])
+		{
+			reader->next_position++;
+			continue;
+		}
+		while (first + count < request->npositions &&
+			   request->positions[first + count] < segment.end)
+			count++;
+		reader->next_position = first + count;
+		begin_segment(reader, segment, 1);
+		elements = palloc(sizeof(Datum) * count);
+		for (int i = 0; i < count; i++)
+			elements[i] = Int64GetDatum(request->positions[first + i]);
+		ScanKeyEntryInitialize(&key, SK_SEARCHARRAY, 1, BTEqualStrategyNumber, InvalidOid,
+							   InvalidOid, F_INT8EQ,
+							   PointerGetDatum(construct_array(elements, count, INT8OID,
+															   sizeof(int64), FLOAT8PASSBYVAL,
+															   TYPALIGN_DOUBLE)));
+		add_range(reader, INDEX_POSITION, &key, 1, false);
+		pfree(elements);
+		return true;
+	}
+	return false;
+}
+
 /* ----------------------------------------------------------------
  * The reader
  * ----------------------------------------------------------------
@@ -1055,6 +1104,11 @@ reader_open(const ReadRequest *request)
 			}
 			break;
 
+		case READ_POSITIONS:
+			reader->snapshot = RegisterSnapshot(GetLatestSnapshot());
+			segment_refresh();
+			break;
+
 		default:
 			reader->snapshot = RegisterSnapshot(GetActiveSnapshot());
 			segment_refresh();
@@ -1153,7 +1207,7 @@ accept(Reader *reader, Probe *probe)
 		return (reader->stream_id == 0 ||
 				probe_int64(probe, EV_STREAM_ID) == reader->stream_id) &&
 			(!reader->by_made_id || id_is_made(probe, &request->event_id));
-	if (request->kind == READ_TRACE)
+	if (request->kind == READ_TRACE || request->kind == READ_POSITIONS)
 		return true;
 
 	if (reader->dense_above >= 0)
@@ -1281,7 +1335,8 @@ reader_next(Reader *reader, Datum *values, bool *nulls)
 		else if (!reader->in_segment)
 		{
 			CHECK_FOR_INTERRUPTS();
-			if (!(reader->by_list ? next_segment_by_list(reader) :
+			if (!(reader->request.kind == READ_POSITIONS ? next_segment_by_positions(reader) :
+				  reader->by_list ? next_segment_by_list(reader) :
 				  next_segment_by_position(reader)))
 				reader->done = true;
 		}
@@ -1300,6 +1355,7 @@ reader_next(Reader *reader, Datum *values, bool *nulls)
 	{
 		if (!reader->durable)
 			make_durable(reader, row);
+		reader->row_stream_id = probe_int64(row, EV_STREAM_ID);
 		if (reader->request.positions_only)
 		{
 			values[RE_POSITION] = Int64GetDatum(probe_int64(row, EV_POSITION));
@@ -1311,6 +1367,13 @@ reader_next(Reader *reader, Datum *values, bool *nulls)
 	}
 	MemoryContextSwitchTo(saved);
 	return row != NULL && !reader->done;
+}
+
+/* The stream of the event that was returned last. */
+int64
+reader_stream_id(const Reader *reader)
+{
+	return reader->row_stream_id;
 }
 
 void

@@ -21,6 +21,7 @@ typedef enum ReadKind
 	READ_EVENT_ID,
 	READ_LAST,
 	READ_TRACE,
+	READ_POSITIONS,				/* those of a list: not an SQL function */
 	READ_KINDS
 } ReadKind;
 
@@ -55,6 +56,8 @@ typedef struct ReadRequest
 	NameList	categories;
 	bool		by_type;
 	NameList	types;
+	int			npositions;		/* READ_POSITIONS: settled ones, ascending */
+	const int64 *positions;
 
 	/* by id */
 	pg_uuid_t	event_id;
@@ -77,6 +80,7 @@ extern void read_request(ReadRequest *request, ReadKind kind, int nargs,
 						 const Datum *values, const bool *nulls);
 extern Reader *reader_open(const ReadRequest *request);
 extern bool reader_next(Reader *reader, Datum *values, bool *nulls);
+extern int64 reader_stream_id(const Reader *reader);
 extern void reader_close(Reader *reader);
 extern ReadCounts reader_counts(const Reader *reader);
 

@@ -60,7 +60,7 @@ typedef struct ReadFunction
 	bool		by_version;		/* rows come in order of version */
 } ReadFunction;
 
-static const ReadFunction read_functions[READ_KINDS] = {
+static const ReadFunction read_functions[READ_POSITIONS] = {
 	[READ_STREAM] = {event_store_read_stream, 6, 2, 3, true},
 	[READ_CATEGORY] = {event_store_read_category, 5, 2, 4, false},
 	[READ_ALL] = {event_store_read_all, 5, 1, 4, false},
@@ -193,7 +193,7 @@ read_kind(FuncExpr *call)
 	if (!OidIsValid(get_func_support(call->funcid)))
 		return -1;
 	fmgr_info(call->funcid, &info);
-	for (int kind = 0; kind < READ_KINDS; kind++)
+	for (int kind = 0; kind < READ_POSITIONS; kind++)
 		if (info.fn_addr == read_functions[kind].function &&
 			list_length(call->args) == read_functions[kind].nargs)
 			return kind;
@@ -514,7 +514,7 @@ rescan_scan(CustomScanState *node)
 static void
 explain_scan(CustomScanState *node, List *ancestors, ExplainState *es)
 {
-	static const char *const names[READ_KINDS] = {
+	static const char *const names[READ_POSITIONS] = {
 		"read_stream", "read_category", "read_all", "events_since",
 		"find_event", "last_event", "trace"
 	};

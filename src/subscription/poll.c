@@ -42,8 +42,6 @@
 #include "subscription/subscription.h"
 
 PG_FUNCTION_INFO_V1(event_store_poll);
-PG_FUNCTION_INFO_V1(event_store_ack);
-PG_FUNCTION_INFO_V1(event_store_ack_up_to);
 
 /* columns of delivered_event behind those of recorded_event */
 enum
@@ -52,6 +50,9 @@ enum
 	DE_IS_REPLAY,
 	DE_NATTS
 };
+
+/* a poll that waits looks by itself so many times less often than the worker */
+#define LOOKS_LESS_OFTEN	5
 
 /* positions that pass by unread before an empty poll moves the checkpoint */
 #define WORTH_A_WRITE	1000
@@ -98,12 +99,31 @@ poll_forget(int32 subscription_id)
 		found->position = 0;
 }
 
+/* How far this transaction has been given the log of a subscription; 0: nothing. */
+int64
+poll_delivered_to(int32 subscription_id)
+{
+	Delivered  *found = delivered_of(subscription_id, false);
+
+	return found == NULL ? 0 : found->position;
+}
+
+static void
+forget_all(void)
+{
+	delivered = NIL;
+	batch_forget();
+	failure_forget();
+	state_begin_try();
+	state_end_try(true);
+}
+
 static void
 xact_callback(XactEvent event, void *arg)
 {
 	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
 		event == XACT_EVENT_PREPARE)
-		delivered = NIL;
+		forget_all();
 }
 
 static void
@@ -111,7 +131,16 @@ subxact_callback(SubXactEvent event, SubTransactionId my_subid,
 				 SubTransactionId parent_subid, void *arg)
 {
 	if (event == SUBXACT_EVENT_ABORT_SUB)
-		delivered = NIL;
+		forget_all();
+}
+
+/* So long from now. */
+static TimestampTz
+lease_end(const Interval *lease)
+{
+	return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+												   TimestampTzGetDatum(GetCurrentTimestamp()),
+												   IntervalPGetDatum(unconstify(Interval *, lease))));
 }
 
 static void
@@ -128,74 +157,336 @@ guard(const char *what)
  * ----------------------------------------------------------------
  */
 
-/* Delivers what is open; returns how much. */
-static int64
-deliver(ReturnSetInfo *result, text *name, int32 max_count, bool auto_ack)
+/* a consumer that gives its name and no lease is kept for so many seconds */
+#define DEFAULT_LEASE	30
+
+/* times that a poll deals out before it comes back with what there is */
+#define DEALS			4
+
+/* events that a poll without a lease moves behind failed ones */
+#define MAX_PARKED		1000
+
+/* an event to deliver, and the number of the attempt */
+typedef struct Delivery
 {
-	Subscription subscription;
-	SubscriptionScan *scan;
-	Delivered  *before;
+	int64		position;
+	int			attempt;
+} Delivery;
+
+/* what a poll asks for */
+typedef struct Request
+{
+	text	   *name;
+	int32		max_count;
+	Consumer	consumer;
+	const Interval *lease;
+	bool		auto_ack;
+	ReturnSetInfo *result;
+	int64		count;			/* delivered so far */
+} Request;
+
+static int
+compare_deliveries(const void *a, const void *b)
+{
+	return state_compare_positions(&((const Delivery *) a)->position,
+								   &((const Delivery *) b)->position);
+}
+
+/* Reads events by their positions, which ascend, and returns them. */
+static void
+put_events(Request *request, Subscription *subscription, const Delivery *events, int count)
+{
+	int64	   *positions = palloc(sizeof(int64) * Max(count, 1));
+	ReadRequest read;
+	Reader	   *reader;
 	Datum		values[DE_NATTS];
 	bool		nulls[DE_NATTS];
-	int64		count = 0;
-	int64		after;
+	int			i = 0;
+
+	for (int k = 0; k < count; k++)
+		positions[k] = events[k].position;
+	memset(&read, 0, sizeof(read));
+	read.kind = READ_POSITIONS;
+	read.max_count = PG_INT64_MAX;
+	read.npositions = count;
+	read.positions = positions;
+	reader = reader_open(&read);
+	nulls[DE_ATTEMPT] = nulls[DE_IS_REPLAY] = false;
+	while (reader_next(reader, values, nulls))
+	{
+		int64		position = DatumGetInt64(values[RE_POSITION]);
+
+		while (events[i].position < position)
+			i++;
+		values[DE_ATTEMPT] = Int32GetDatum(events[i].attempt);
+		values[DE_IS_REPLAY] = BoolGetDatum(position <= subscription->replay_until);
+		tuplestore_putvalues(request->result->setResult, request->result->setDesc, values, nulls);
+	}
+	reader_close(reader);
+	request->count += count;
+	pfree(positions);
+}
+
+/* What is due of that which has failed; returns whether nothing may come along. */
+static bool
+deliver_failed(Request *request, Subscription *subscription, const int *slots, int nslots)
+{
+	Retry	   *retries;
+	Delivery   *events;
+	bool		alone;
+	int			count;
+
+	count = failure_take(subscription, slots, nslots, (int) (request->max_count - request->count),
+						 &request->consumer, &retries, &alone);
+	if (count == 0)
+		return false;
+	/* what must come alone comes with the next poll */
+	events = palloc(sizeof(Delivery) * count);
+	for (int i = 0; i < count; i++)
+	{
+		events[i].position = retries[i].position;
+		events[i].attempt = retries[i].attempt;
+	}
+	qsort(events, count, sizeof(Delivery), compare_deliveries);
+	put_events(request, subscription, events, count);
+	if (request->auto_ack)
+	{
+		int64	   *positions = palloc(sizeof(int64) * count);
+
+		for (int i = 0; i < count; i++)
+			positions[i] = events[i].position;
+		breaker_succeeded(subscription,
+						  failure_settle(subscription, positions, count, 0, &request->consumer));
+	}
+	return alone;
+}
+
+/* What is dealt to some slots. */
+static void
+deliver_dealt(Request *request, Subscription *subscription, const int *slots, int nslots)
+{
+	EventList	parked;
+
+	do
+	{
+		EventList	taken = {0};
+		Delivery   *events;
+		int			count = 0;
+		int			first = 0;
+
+		batch_take(subscription, slots, nslots, (int) (request->max_count - request->count),
+				   &request->consumer, &taken);
+		memset(&parked, 0, sizeof(parked));
+		events = palloc(sizeof(Delivery) * Max(taken.count, 1));
+		for (int i = 0; i < taken.count; i++)
+		{
+			if (failure_blocks(subscription, taken.streams[i]))
+				events_add(&parked, taken.positions[i], taken.streams[i]);
+			else
+			{
+				events[count].position = taken.positions[i];
+				events[count++].attempt = 1;
+			}
+		}
+		if (parked.count > 0)
+		{
+			batch_drop_parked(subscription, &parked, &request->consumer);
+			failure_park(subscription, &parked, NULL, false);
+		}
+		if (request->auto_ack && count > 0)
+		{
+			int64	   *positions = palloc(sizeof(int64) * count);
+
+			for (int i = 0; i < count; i++)
+				positions[i] = events[i].position;
+			qsort(positions, count, sizeof(int64), state_compare_positions);
+			breaker_succeeded(subscription,
+							  batch_settle(subscription, positions, count, 0, &request->consumer));
+		}
+		/* of slots together, or by priority in ascending runs */
+		if (!subscription->competing)
+			qsort(events, count, sizeof(Delivery), compare_deliveries);
+		for (int i = 1; i <= count; i++)
+			if (i == count || events[i].position < events[i - 1].position)
+			{
+				put_events(request, subscription, events + first, i - first);
+				first = i;
+			}
+	} while (parked.count > 0 && request->count < request->max_count);
+}
+
+/* What follows in the log, of a subscription that is dealt to nobody. */
+static void
+deliver_log(Request *request, Subscription *subscription)
+{
+	Consumer   *consumer = &request->consumer;
+	bool		at_once = request->auto_ack || consumer->leases;
+	Delivered  *before = delivered_of(subscription->id, false);
+	int64		after = Max(subscription->checkpoint, before == NULL ? 0 : before->position);
 	int64		last = 0;
 	int64		mark;
+	int64		count = 0;
+	EventList	taken = {0};
+	EventList	parked = {0};
+	SubscriptionScan *scan;
+	Datum		values[DE_NATTS];
+	bool		nulls[DE_NATTS];
 
-	if (!state_read(name, STATE_TRY, &subscription))
+	if (at_once && after > subscription->checkpoint)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("events that an earlier poll of this transaction delivered are not acknowledged"),
+				 errhint("Acknowledge them first, or let that poll do it too.")));
+	nulls[DE_ATTEMPT] = nulls[DE_IS_REPLAY] = false;
+	values[DE_ATTEMPT] = Int32GetDatum(1);
+	scan = subscription_scan_open(subscription, after, PG_INT64_MAX, false);
+	while (count < request->max_count - request->count &&
+		   subscription_scan_next(scan, values, nulls))
+	{
+		int64		position = DatumGetInt64(values[RE_POSITION]);
+		int64		stream = subscription_scan_stream(scan);
+
+		if (failure_blocks(subscription, stream))
+		{
+			if (!at_once && (parked.count >= MAX_PARKED ||
+							 subscription->ndecided + parked.count >= MAX_DECIDED))
+				break;
+			events_add(&parked, position, stream);
+			last = position;
+			continue;
+		}
+		last = position;
+		values[DE_IS_REPLAY] = BoolGetDatum(position <= subscription->replay_until);
+		tuplestore_putvalues(request->result->setResult, request->result->setDesc, values, nulls);
+		if (consumer->leases)
+			events_add(&taken, position, stream);
+		count++;
+	}
+	mark = subscription_scan_close(scan);
+	request->count += count;
+
+	if (at_once && last > 0)
+	{
+		batch_lease(subscription, &taken, consumer);
+		failure_park(subscription, &parked, NULL, false);
+		subscription->checkpoint = last;
+		while (subscription->ndecided > 0 && subscription->decided[0] < last)
+		{
+			subscription->decided++;
+			subscription->ndecided--;
+		}
+		state_write(subscription, count + parked.count);
+		if (request->auto_ack)
+			breaker_succeeded(subscription, count);
+		return;
+	}
+	if (parked.count > 0)
+	{
+		(void) ack_decide(subscription, parked.positions, parked.count, 0, false);
+		failure_park(subscription, &parked, NULL, false);
+	}
+	if (count > 0)
+		delivered_of(subscription->id, true)->position = last;
+	else if (before == NULL && subscription->ndecided == 0 && last == 0 &&
+			 mark - subscription->checkpoint >= WORTH_A_WRITE && !IsolationUsesXactSnapshot())
+	{
+		/* there was nothing of interest up to the mark: don't look there again */
+		subscription->checkpoint = mark;
+		state_write(subscription, 0);
+	}
+}
+
+/* Goes over to another number of slots, if one is wanted; false: not yet. */
+static bool
+reslot(Subscription *subscription)
+{
+	if (poll_delivered_to(subscription->id) > 0 || batch_any_delivered(subscription) ||
+		!state_lock_whole(subscription))
+		return false;
+	state_read_again(subscription);
+	if (subscription->wanted_slots == 0 || group_reslot(subscription))
+		return true;
+	state_unlock_whole(subscription);
+	return false;
+}
+
+/* Delivers what is open; returns how much. */
+static int64
+deliver(Request *request)
+{
+	Consumer   *consumer = &request->consumer;
+	Subscription subscription;
+
+	if (!state_read(request->name, STATE_TRY, &subscription))
 		return 0;
 	wake_at_end();
 	if (subscription.paused)
 		return 0;
-	before = delivered_of(subscription.id, false);
-	after = Max(subscription.checkpoint, before == NULL ? 0 : before->position);
-	nulls[DE_ATTEMPT] = nulls[DE_IS_REPLAY] = false;
-	values[DE_ATTEMPT] = Int32GetDatum(1);
-
-	scan = subscription_scan_open(&subscription, after, max_count, false);
-	while (subscription_scan_next(scan, values, nulls))
+	if (IsolationUsesXactSnapshot() && (consumer->leases || consumer->name != NULL))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("events cannot be leased, nor polled by a consumer with a name, in REPEATABLE READ or SERIALIZABLE"),
+				 errhint("Use READ COMMITTED.")));
+	if (consumer->leases && consumer->name == NULL && !subscription.competing)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("a lease of an ordered subscription needs the name of a consumer")));
+	request->max_count = breaker_limit(&subscription, request->max_count);
+	if (request->max_count == 0)
+		return 0;
+	if (consumer->name != NULL)
 	{
-		last = DatumGetInt64(values[RE_POSITION]);
-		values[DE_IS_REPLAY] = BoolGetDatum(last <= subscription.replay_until);
-		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
-		count++;
+		Interval	lease = {0};
+
+		lease.time = DEFAULT_LEASE * USECS_PER_SEC;
+		(void) group_renew(&subscription, consumer, request->lease == NULL ? &lease : request->lease);
 	}
-	mark = subscription_scan_close(scan);
+	if (subscription.wanted_slots > 0 && !reslot(&subscription))
+		return 0;
 
-	if (count > 0 && auto_ack)
+	for (int deals = 0;; deals++)
 	{
-		/* what was delivered before, and is open, stays so */
-		if (after > subscription.checkpoint)
-			ereport(ERROR,
-					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-					 errmsg("events that an earlier poll of this transaction delivered are not acknowledged"),
-					 errhint("Acknowledge them first, or let that poll do it too.")));
-		subscription.checkpoint = last;
-		while (subscription.ndecided > 0 && subscription.decided[0] < last)
+		bool		direct = state_is_direct(&subscription);
+		int		   *slots;
+		int			nslots = group_slots(&subscription, consumer, request->max_count, &slots);
+
+		if (nslots > 0)
 		{
-			subscription.decided++;
-			subscription.ndecided--;
+			if (subscription.has_batches)
+				batch_reclaim(&subscription, slots, nslots, NULL);
+			if (subscription.has_failures || !direct)
+				failure_reclaim(&subscription, slots, nslots, NULL);
+			failure_begin(&subscription);
+			if ((subscription.has_failures || subscription.competing) && request->count == 0 &&
+				deliver_failed(request, &subscription, slots, nslots))
+				break;
+			if (request->count < request->max_count && (subscription.has_batches || !direct))
+				deliver_dealt(request, &subscription, slots, nslots);
+			if (request->count < request->max_count && direct)
+				deliver_log(request, &subscription);
 		}
-		state_write(&subscription, count);
+		if (direct || request->count >= request->max_count || deals >= DEALS ||
+			!batch_deal(&subscription, request->max_count))
+			break;
 	}
-	else if (count > 0)
-		delivered_of(subscription.id, true)->position = last;
-	else if (before == NULL && subscription.ndecided == 0 &&
-			 mark - subscription.checkpoint >= WORTH_A_WRITE && !IsolationUsesXactSnapshot())
-	{
-		/* there was nothing of interest up to the mark: don't look there again */
-		subscription.checkpoint = mark;
-		state_write(&subscription, 0);
-	}
-	return count;
+	return request->count;
 }
+
+/* what a poll that waits has seen */
+typedef struct Seen
+{
+	int64		mark;
+	int64		version;		/* of the subscription */
+	int64		looked_to;		/* nothing is open up to here */
+	TimestampTz next;			/* then something happens by itself; 0: never */
+} Seen;
 
 /*
  * Is anything open, behind a position that an earlier look has come to?  Locks
  * nothing, so that who waits for events has no transaction id.
  */
 static bool
-is_open(text *name, int64 *looked_to)
+is_open(text *name, Seen *seen)
 {
 	Subscription subscription;
 	SubscriptionScan *scan;
@@ -206,16 +497,39 @@ is_open(text *name, int64 *looked_to)
 	bool		found;
 
 	(void) state_read(name, STATE_LOOK, &subscription);
+	seen->next = 0;
 	if (subscription.paused)
 		return false;
+	if (subscription.breaker_failures > 0 && subscription.breaker == BREAKER_OPEN &&
+		subscription.breaker_until > GetCurrentTimestamp())
+	{
+		seen->next = subscription.breaker_until;
+		return false;
+	}
+	if (subscription.wanted_slots > 0)
+		return true;
+	if (subscription.has_batches || subscription.has_failures)
+	{
+		bool		queued;
+
+		seen->next = failure_next_due(&subscription, &queued);
+		if (queued || (seen->next != 0 && seen->next <= GetCurrentTimestamp()))
+		{
+			/* it may be others'; then there is nothing to be in time for */
+			seen->next = 0;
+			return true;
+		}
+	}
 	before = delivered_of(subscription.id, false);
 	after = Max(subscription.checkpoint, before == NULL ? 0 : before->position);
-	/* a rewind takes the look back, too */
-	if (after > *looked_to || subscription.checkpoint < subscription.replay_until)
-		*looked_to = after;
-	scan = subscription_scan_open(&subscription, *looked_to, 1, true);
+	/* it was rewound, or reads something else, or has just gone on */
+	if (subscription.version != seen->version)
+		seen->looked_to = after;
+	seen->version = subscription.version;
+	scan = subscription_scan_open(&subscription, seen->looked_to, 1, true);
 	found = subscription_scan_next(scan, values, nulls);
-	*looked_to = found ? after : Max(*looked_to, subscription_scan_mark(scan));
+	if (!found)
+		seen->looked_to = Max(seen->looked_to, subscription_scan_mark(scan));
 	(void) subscription_scan_close(scan);
 	return found;
 }
@@ -255,26 +569,33 @@ needs_no_snapshot(ReturnSetInfo *result)
  * snapshot afterwards: the next snapshot sets it anew.
  */
 static bool
-wait_for_events(TimestampTz until, ReturnSetInfo *result)
+wait_for_events(TimestampTz until, const Seen *seen, ReturnSetInfo *result)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	long		timeout;
+	int64		timeout;
 	int			woken;
 
 	if (needs_no_snapshot(result))
 		MyProc->xmin = InvalidTransactionId;
-	timeout = Min((until - now) / 1000 + 1, guc_look_interval);
+	if (seen->next != 0)
+		until = Min(until, seen->next);
+	timeout = Min((until - now) / 1000 + 1, (int64) guc_look_interval * LOOKS_LESS_OFTEN);
 	woken = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					  Max(timeout, 0), PG_WAIT_EXTENSION);
+					  (long) Max(timeout, 0), PG_WAIT_EXTENSION);
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
 	return (woken & WL_LATCH_SET) != 0;
 }
 
 /*
- * A poll that waits looks without a lock first, and takes the lock when there
- * is something to deliver.  It is registered as one who waits before it looks,
- * so nothing that is appended after the look fails to wake it.
+ * A poll that waits looks without a lock first, and takes locks when there is
+ * something to deliver; if it cannot have it, it gives them back before it
+ * waits.  It is registered as one who waits before it looks, so nothing that is
+ * appended after the look fails to wake it.
+ *
+ * Where it has written something and got nothing (it joined the group, moved
+ * events behind failed ones, dealt out to others) it comes back at once: what it
+ * wrote must not wait for a commit with it.
  *
  * Where nobody has woken it, a look costs more than it is worth as long as the
  * mark stands still; what COMMIT PREPARED has done to the subscription shows at
@@ -283,201 +604,76 @@ wait_for_events(TimestampTz until, ReturnSetInfo *result)
 Datum
 event_store_poll(PG_FUNCTION_ARGS)
 {
-	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	text	   *name;
-	int32		max_count;
-	bool		auto_ack;
+	Request		request = {0};
+	Seen		seen = {.mark = -1, .version = -1, .looked_to = -1};
 	TimestampTz until;
-	int64		looked_to = -1;
-	int64		seen = -1;
 	bool		woken = false;
 	bool		blocked = false;	/* there is something, but others have it */
 
 	guard("event_store.poll()");
-	name = state_name_argument(fcinfo, 0);
-	max_count = PG_ARGISNULL(1) ? PG_INT32_MAX : PG_GETARG_INT32(1);
-	if (max_count < 1)
+	request.result = (ReturnSetInfo *) fcinfo->resultinfo;
+	request.name = state_name_argument(fcinfo, 0);
+	request.max_count = PG_ARGISNULL(1) ? PG_INT32_MAX : PG_GETARG_INT32(1);
+	if (request.max_count < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("max_count must be positive")));
-	auto_ack = !PG_ARGISNULL(3) && PG_GETARG_BOOL(3);
+	request.consumer.name = ack_consumer_argument(fcinfo, 2);
+	request.auto_ack = !PG_ARGISNULL(5) && PG_GETARG_BOOL(5);
+	if (!PG_ARGISNULL(4))
+	{
+		request.lease = PG_GETARG_INTERVAL_P(4);
+		ack_check_interval("lease", request.lease, false);
+		if (request.auto_ack)
+			ereport(ERROR,
+					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+					 errmsg("lease and auto_ack exclude each other")));
+		request.consumer.leases = true;
+		request.consumer.until = lease_end(request.lease);
+	}
 	InitMaterializedSRF(fcinfo, 0);
 
 	/* what comes after its snapshot, such a transaction will never see */
-	if (PG_ARGISNULL(2) || IsolationUsesXactSnapshot())
+	if (PG_ARGISNULL(3) || IsolationUsesXactSnapshot())
 	{
-		(void) deliver(result, name, max_count, auto_ack);
+		(void) deliver(&request);
 		return (Datum) 0;
 	}
 
-	until = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-													TimestampTzGetDatum(GetCurrentTimestamp()),
-													PG_GETARG_DATUM(2)));
+	until = lease_end(PG_GETARG_INTERVAL_P(3));
 	wake_begin_wait();
 	for (int times = 0;; times++)
 	{
 		int64		mark = settled_mark();
+		int32		max_count = request.max_count;
 
-		if (woken || blocked || mark != seen || times % 10 == 0)
+		if (woken || blocked || mark != seen.mark || times % 10 == 0 || seen.next != 0)
 		{
-			seen = mark;
-			blocked = is_open(name, &looked_to);
-			if (blocked && deliver(result, name, max_count, auto_ack) > 0)
-				break;
+			seen.mark = mark;
+			blocked = is_open(request.name, &seen);
+			/* a consumer with a name is heard of at least */
+			if (blocked || (times == 0 && request.consumer.name != NULL))
+			{
+				uint64		writes = plans_writes;
+				bool		keep;
+
+				if (request.lease != NULL)
+					request.consumer.until = lease_end(request.lease);
+				state_begin_try();
+				(void) deliver(&request);
+				keep = request.count > 0 || plans_writes != writes;
+				state_end_try(keep);
+				if (keep)
+					break;
+			}
 		}
 		if (GetCurrentTimestamp() >= until)
 			break;
-		woken = wait_for_events(until, result);
+		request.max_count = max_count;
+		woken = wait_for_events(until, &seen, request.result);
 	}
 	wake_end_wait();
 	return (Datum) 0;
-}
-
-/* ----------------------------------------------------------------
- * Acknowledgement
- * ----------------------------------------------------------------
- */
-
-/* The positions of an array, ascending. */
-static int64 *
-positions_argument(Datum value, int *count)
-{
-	ArrayType  *array = DatumGetArrayTypeP(value);
-	Datum	   *elements;
-	bool	   *nulls;
-	int64	   *positions;
-
-	deconstruct_array(array, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE,
-					  &elements, &nulls, count);
-	positions = palloc(sizeof(int64) * Max(*count, 1));
-	for (int i = 0; i < *count; i++)
-	{
-		if (nulls[i])
-			ereport(ERROR,
-					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-					 errmsg("positions must not contain NULL")));
-		positions[i] = DatumGetInt64(elements[i]);
-	}
-	qsort(positions, *count, sizeof(int64), state_compare_positions);
-	return positions;
-}
-
-/*
- * Decides events of a locked subscription: those at the given positions, or
- * all up to one.  The open events from the checkpoint on are read again, up to
- * the last of them: the checkpoint moves to the last event before the first
- * that stays open; what is decided behind that is kept in a list.  Returns how
- * many were open, and are not any more.
- */
-static int64
-decide(Subscription *subscription, const int64 *positions, int count, int64 up_to)
-{
-	int64		last = positions == NULL ? up_to : count == 0 ? 0 : positions[count - 1];
-	int64	   *decided = palloc(sizeof(int64) * (subscription->ndecided + Max(count, 1)));
-	int			ndecided = 0;
-	int			next = 0;		/* of the list that there was */
-	int64		checkpoint = subscription->checkpoint;
-	bool		gap = false;
-	int64		done = 0;
-	SubscriptionScan *scan;
-	Datum		values[RE_NATTS];
-	bool		nulls[RE_NATTS];
-
-	if (last <= subscription->checkpoint)
-		return 0;
-	scan = subscription_scan_open(subscription, subscription->checkpoint, PG_INT64_MAX, true);
-	while (subscription_scan_next(scan, values, nulls))
-	{
-		int64		position = DatumGetInt64(values[RE_POSITION]);
-
-		/* those decided earlier lie between the open ones */
-		for (; next < subscription->ndecided && subscription->decided[next] < position; next++)
-		{
-			if (gap)
-				decided[ndecided++] = subscription->decided[next];
-			else
-				checkpoint = subscription->decided[next];
-		}
-		if (position > last)
-		{
-			/* an open event */
-			gap = true;
-			break;
-		}
-		if (positions == NULL ||
-			bsearch(&position, positions, count, sizeof(int64), state_compare_positions) != NULL)
-		{
-			done++;
-			if (!gap)
-				checkpoint = position;
-			else if (ndecided < MAX_DECIDED)
-				decided[ndecided++] = position;
-			else
-				ereport(ERROR,
-						(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-						 errmsg("too many events are acknowledged behind one that is open"),
-						 errdetail("There can be %d; the open one has position %lld or the next after it.",
-								   MAX_DECIDED, (long long) checkpoint),
-						 errhint("Acknowledge events in their order, or that one first.")));
-		}
-		else
-			gap = true;
-	}
-	(void) subscription_scan_close(scan);
-	for (; next < subscription->ndecided; next++)
-	{
-		if (gap)
-			decided[ndecided++] = subscription->decided[next];
-		else
-			checkpoint = subscription->decided[next];
-	}
-	if (done > 0)
-	{
-		subscription->checkpoint = checkpoint;
-		subscription->decided = decided;
-		subscription->ndecided = ndecided;
-		state_write(subscription, done);
-	}
-	return done;
-}
-
-Datum
-event_store_ack(PG_FUNCTION_ARGS)
-{
-	Subscription subscription;
-	int64	   *positions;
-	int			count;
-	text	   *name;
-
-	guard("event_store.ack()");
-	name = state_name_argument(fcinfo, 0);
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-				 errmsg("positions must not be NULL")));
-	positions = positions_argument(PG_GETARG_DATUM(1), &count);
-	(void) state_read(name, STATE_LOCK, &subscription);
-	wake_at_end();
-	PG_RETURN_INT64(decide(&subscription, positions, count, 0));
-}
-
-Datum
-event_store_ack_up_to(PG_FUNCTION_ARGS)
-{
-	Subscription subscription;
-	text	   *name;
-	int64		position;
-
-	guard("event_store.ack_up_to()");
-	name = state_name_argument(fcinfo, 0);
-	if (PG_ARGISNULL(1) || PG_GETARG_INT64(1) < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-				 errmsg("position must be a position, or 0")));
-	position = PG_GETARG_INT64(1);
-	(void) state_read(name, STATE_LOCK, &subscription);
-	wake_at_end();
-	PG_RETURN_INT64(decide(&subscription, NULL, 0, position));
 }
 
 void

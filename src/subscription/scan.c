@@ -68,6 +68,13 @@ subscription_scan_next(SubscriptionScan *scan, Datum *values, bool *nulls)
 	return false;
 }
 
+/* The stream of the event that was returned last. */
+int64
+subscription_scan_stream(SubscriptionScan *scan)
+{
+	return reader_stream_id(scan->reader);
+}
+
 /* The mark that the scan is bound by. */
 int64
 subscription_scan_mark(SubscriptionScan *scan)

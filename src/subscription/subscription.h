@@ -6,11 +6,26 @@
 #define EVENT_STORE_SUBSCRIPTION_H
 
 #include "fmgr.h"
+#include "utils/timestamp.h"
 
+#include "common/plans.h"
 #include "stream/read.h"
 
 /* positions behind an open event that can be decided before it */
 #define MAX_DECIDED		10000
+
+/* the slots of a subscription, at most */
+#define MAX_SLOTS		1024
+
+/* events of one slot that are dealt out as one row, at most */
+#define MAX_BATCH		200
+
+typedef enum BreakerState
+{
+	BREAKER_CLOSED,
+	BREAKER_OPEN,
+	BREAKER_HALF_OPEN
+} BreakerState;
 
 /* a subscription, and where it stands; texts and arrays in the caller's context */
 typedef struct Subscription
@@ -18,19 +33,66 @@ typedef struct Subscription
 	int32		id;
 	char	   *name;
 	bool		paused;
+	bool		competing;
+	int			slots;
+	int			wanted_slots;	/* 0: none but these */
+	text	   *priority_key;	/* or NULL */
 	bool		by_category;
 	NameList	categories;
 	bool		by_type;
 	NameList	types;
 	text	   *pattern;		/* LIKE pattern of streams, or NULL */
 
-	int64		checkpoint;		/* all events up to here are decided */
+	/* what becomes of failures; times in seconds */
+	int			max_attempts;
+	double		first_delay;
+	double		delay_factor;
+	double		max_delay;
+	double		jitter;
+	int			breaker_failures;	/* 0: no breaker */
+	double		breaker_window;
+	double		breaker_timeout;
+	int			breaker_probes;
+	BreakerState breaker;
+	TimestampTz breaker_until;
+
+	/* the cursor: where it stands in the log */
+	int64		version;
+	int64		checkpoint;		/* all events up to here are decided, or taken */
 	int64		replay_until;	/* deliveries up to here are replays */
+	int64		taken;
+	TimestampTz taken_at;
+	double		rate;
 	int			ndecided;		/* and these behind it, ascending */
 	int64	   *decided;
+
+	/* whether there are rows of it in these tables */
+	bool		has_batches;
+	bool		has_failures;
+	bool		has_consumers;
 } Subscription;
 
-/* state.c: the rows of subscriptions */
+/* events: their positions, ascending, and the stream of each */
+typedef struct EventList
+{
+	int			count;
+	int			room;
+	int64	   *positions;
+	int64	   *streams;
+} EventList;
+
+/* who polls, acknowledges or refuses, and for how long it has what it gets */
+typedef struct Consumer
+{
+	text	   *name;			/* NULL: nobody in particular */
+	bool		leases;
+	TimestampTz until;
+} Consumer;
+
+/* ----------------------------------------------------------------
+ * state.c: the rows of subscriptions, and their locks
+ * ----------------------------------------------------------------
+ */
 typedef struct OwnerSwitch
 {
 	Oid			user;
@@ -42,33 +104,149 @@ typedef struct OwnerSwitch
 typedef enum StateLock
 {
 	STATE_LOOK,					/* without a lock */
-	STATE_TRY,					/* locked, unless somebody else has it */
-	STATE_LOCK,					/* locked */
-	STATE_LOCKS
+	STATE_TRY,					/* for work with it, unless somebody is in the way */
+	STATE_LOCK,					/* for work with it */
+	STATE_ALONE					/* with nobody working with it */
 } StateLock;
+
+/* parts of a subscription that can be locked; slots are LOCK_SLOT + 1 … */
+#define LOCK_WHOLE		0
+#define LOCK_CURSOR		1
+#define LOCK_MEMBERS	2
+#define LOCK_SLOT		16
 
 extern void state_begin(OwnerSwitch *saved);
 extern void state_end(OwnerSwitch *saved);
 extern text *state_name_argument(FunctionCallInfo fcinfo, int n);
 extern bool state_read(text *name, StateLock lock, Subscription *subscription);
-extern void state_write(const Subscription *subscription, int64 acknowledged);
+extern void state_read_again(Subscription *subscription);
+extern void state_unlock_whole(const Subscription *subscription);
+extern bool state_lock_whole(const Subscription *subscription);
+extern bool state_is_direct(const Subscription *subscription);
+extern bool state_lock_part(const Subscription *subscription, int part, bool wait);
+extern void state_begin_try(void);
+extern void state_end_try(bool keep);
+extern void state_unlock_part(const Subscription *subscription, int part);
+extern void state_write(Subscription *subscription, int64 taken);
+extern void state_note(const Subscription *subscription, const char *change,
+					   const char *detail);
 extern int	state_compare_positions(const void *a, const void *b);
 extern bool state_is_decided(const Subscription *subscription, int64 position);
+extern int	state_slot_of(const Subscription *subscription, int64 stream_id);
+extern Datum state_int64_array(const int64 *elements, int count);
+extern Datum state_int32_array(const int *elements, int count);
+extern int64 *state_array_int64(Datum array, int *count);
+extern Datum state_text(const char *value);
+extern void events_add(EventList *list, int64 position, int64 stream);
+extern bool positions_contain(const int64 *positions, int count, int64 position);
 
-/* scan.c: the events of a subscription */
+/* ----------------------------------------------------------------
+ * scan.c: the events of a subscription in the log
+ * ----------------------------------------------------------------
+ */
 typedef struct SubscriptionScan SubscriptionScan;
 
 extern SubscriptionScan *subscription_scan_open(const Subscription *subscription,
 												int64 after, int64 max_count,
 												bool positions_only);
 extern bool subscription_scan_next(SubscriptionScan *scan, Datum *values, bool *nulls);
+extern int64 subscription_scan_stream(SubscriptionScan *scan);
 extern int64 subscription_scan_mark(SubscriptionScan *scan);
 extern int64 subscription_scan_close(SubscriptionScan *scan);
 
-/* manage.c has SQL functions only */
+/* ----------------------------------------------------------------
+ * batch.c: events that are dealt out to slots, or out under a lease
+ * ----------------------------------------------------------------
+ */
+extern bool batch_deal(Subscription *subscription, int max_count);
+extern void batch_deal_anew(Subscription *subscription, int slots);
+extern void batch_take(Subscription *subscription, const int *slots, int nslots,
+					   int max_count, const Consumer *consumer, EventList *taken);
+extern void batch_lease(Subscription *subscription, const EventList *events,
+						const Consumer *consumer);
+extern int64 batch_settle(Subscription *subscription, const int64 *positions, int count,
+						  int64 up_to, const Consumer *consumer);
+extern int	batch_slot_of(Subscription *subscription, int64 position,
+						  const Consumer *consumer);
+extern bool batch_remove(Subscription *subscription, int64 position,
+						 const Consumer *consumer, int64 *stream, EventList *earlier,
+						 EventList *later, bool *leased);
+extern void batch_drop_parked(Subscription *subscription, const EventList *events,
+							  const Consumer *consumer);
+extern int	batch_slots_in_use(Subscription *subscription, const Consumer *except,
+							   int **slots);
+extern int	batch_slots_held(Subscription *subscription, text *consumer, int **slots);
+extern bool batch_any_delivered(const Subscription *subscription);
+extern void batch_reclaim(Subscription *subscription, const int *slots, int nslots,
+						  text *leaving);
+extern void batch_forget(void);
+
+/* ----------------------------------------------------------------
+ * failure.c: events that have failed, and those that wait behind them
+ * ----------------------------------------------------------------
+ */
+typedef struct Retry
+{
+	int64		position;
+	int			attempt;
+} Retry;
+
+extern void failure_begin(Subscription *subscription);
+extern bool failure_blocks(Subscription *subscription, int64 stream);
+extern void failure_park(Subscription *subscription, const EventList *events,
+						 const Consumer *holder, bool in_hand);
+extern bool failure_add(Subscription *subscription, int64 position, int64 stream,
+						const char *error, const Interval *retry_after,
+						const Consumer *consumer);
+extern bool failure_again(Subscription *subscription, int64 position, const char *error,
+						  const Interval *retry_after, const Consumer *consumer,
+						  bool *dead);
+extern void failure_take_back(Subscription *subscription, const EventList *events,
+							  bool silent, bool alone, text *consumer);
+extern void failure_reclaim(Subscription *subscription, const int *slots, int nslots,
+							text *leaving);
+extern int	failure_take(Subscription *subscription, const int *slots, int nslots,
+						 int max_count, const Consumer *consumer, Retry **retries,
+						 bool *alone);
+extern int64 failure_settle(Subscription *subscription, const int64 *positions, int count,
+							int64 up_to, const Consumer *consumer);
+extern void failure_lock_slots(Subscription *subscription, const int64 *positions,
+							   int count, int64 up_to);
+extern TimestampTz failure_next_due(Subscription *subscription, bool *queued);
+extern void failure_set_heads(Subscription *subscription, const int64 *streams, int count);
+extern void failure_forget(void);
+
+/* ----------------------------------------------------------------
+ * group.c: consumers and the slots that they own
+ * ----------------------------------------------------------------
+ */
+extern bool group_renew(Subscription *subscription, const Consumer *consumer,
+						const Interval *join_for);
+extern int	group_slots(Subscription *subscription, const Consumer *consumer,
+						int max_count, int **slots);
+extern bool group_leave(Subscription *subscription, text *consumer);
+extern bool group_reslot(Subscription *subscription);
+
+/* ----------------------------------------------------------------
+ * breaker.c: when too much fails
+ * ----------------------------------------------------------------
+ */
+extern int	breaker_limit(Subscription *subscription, int max_count);
+extern void breaker_failed(Subscription *subscription, int failures, int dead);
+extern void breaker_succeeded(Subscription *subscription, int64 count);
+
+/* ack.c */
+extern text *ack_consumer_argument(FunctionCallInfo fcinfo, int n);
+extern void ack_check_interval(const char *what, const Interval *interval,
+							   bool may_be_zero);
+extern int64 ack_decide(Subscription *subscription, const int64 *positions, int count,
+						int64 up_to, bool done);
 
 /* poll.c */
 extern void poll_forget(int32 subscription_id);
+extern int64 poll_delivered_to(int32 subscription_id);
 extern void poll_init(void);
+
+/* manage.c has SQL functions only */
 
 #endif

@@ -1,0 +1,178 @@
+-- Leases, groups of consumers and their slots, competing consumers
+SET client_min_messages = warning;
+DROP EXTENSION IF EXISTS event_store;
+CREATE EXTENSION event_store;
+RESET client_min_messages;
+SELECT event_store.set_segment_size(64);
+INSERT INTO event_store.events (stream, type, data)
+SELECT 'a-' || i % 7, 't', to_jsonb(i) FROM generate_series(1, 70) i;
+-- ends leases, without waiting for it
+CREATE FUNCTION silence(_subscription text, _consumer text) RETURNS void LANGUAGE sql AS $$
+	UPDATE event_store.subscription_batch SET leased_until = now() WHERE consumer = _consumer;
+	UPDATE event_store.subscription_failure SET leased_until = now(), due = now() WHERE consumer = _consumer;
+	UPDATE event_store.subscription_consumer SET expires_at = now() WHERE consumer = _consumer;
+$$;
+
+-- a lease: beyond the transaction, for one consumer
+SELECT event_store.create_subscription('one', first_delay => '0', jitter => 0, max_attempts => 2);
+SELECT array_agg(position) FROM event_store.poll('one', 5, 'c1', lease => '1 min');
+SELECT count(*) FROM event_store.poll('one', 5, 'c2', lease => '1 min');
+SELECT count(*) FROM event_store.poll('one', 5);
+SELECT array_agg(position) FROM event_store.poll('one', 3, 'c1', lease => '1 min');
+SELECT leased, queued, acknowledged, open_events, consumers FROM event_store.subscriptions;
+SELECT event_store.ack('one', '{1,2}', 'c2'), event_store.ack('one', '{1,2,9}', 'c1'), event_store.ack_up_to('one', 4), event_store.ack_up_to('one', 4, 'c1');
+SELECT leased, acknowledged, checkpoint FROM event_store.subscriptions;
+-- failed under a lease: what is behind it is recalled
+SELECT event_store.nack('one', 5, 'bad', consumer => 'c2'), event_store.nack('one', 1, 'bad', consumer => 'c1'), event_store.nack('one', 6, 'bad', consumer => 'c1');
+SELECT event_store.ack_up_to('one', 8, 'c1');
+SELECT array_agg(position), array_agg(attempt) FROM event_store.poll('one', 4, 'c1', lease => '1 min');
+SELECT leased, waiting, retries FROM event_store.subscriptions;
+-- the second time it is dead
+SELECT event_store.nack('one', 6, 'bad', consumer => 'c1');
+SELECT event_store.ack('one', '{9,10,11}', 'c1');
+SELECT position, attempts, consumer FROM event_store.dead_letters('one');
+-- who falls silent loses what it has: another gets it, each event alone
+SELECT array_agg(position) FROM event_store.poll('one', 4, 'c1', lease => '1 min');
+SELECT silence('one', 'c1');
+SELECT position, attempt FROM event_store.poll('one', 100, 'c2', lease => '1 min');
+-- late, but nobody has it yet
+SELECT event_store.ack('one', '{14}', 'c1');
+SELECT event_store.ack('one', '{12}', 'c2');
+SELECT position, attempt FROM event_store.poll('one', 100, 'c2', lease => '1 min');
+-- it kills the next one, too: dead
+SELECT silence('one', 'c2');
+SELECT position, attempt FROM event_store.poll('one', 100, 'c3', lease => '1 min');
+SELECT event_store.ack('one', '{15}', 'c3');
+SELECT position, attempts, error, consumer FROM event_store.dead_letters('one');
+SELECT array_agg(position) FROM event_store.poll('one', 5, 'c3', lease => '1 min');
+-- leaving counts for nothing
+SELECT event_store.leave('one', 'c3'), event_store.leave('one', 'c3');
+SELECT array_agg(position), array_agg(attempt) FROM event_store.poll('one', 5, 'c4', lease => '1 min');
+SELECT event_store.heartbeat('one', 'c4'), event_store.heartbeat('one', 'c5'), event_store.leave('one', 'c5');
+SELECT event_store.discard_dead_letters('one', 'x'), event_store.ack_up_to('one', 100, 'c4');
+SELECT array_agg(position ORDER BY position) FROM event_store.poll('one', NULL, 'c4', lease => '1 min');
+SELECT event_store.ack('one', '{17}', 'c4');
+SELECT array_agg(position ORDER BY position), count(*) FROM event_store.poll('one', 10, 'c4', lease => '1 min');
+SELECT event_store.ack_up_to('one', 22, 'c4'), event_store.ack_up_to('one', 22, 'c4');
+SELECT checkpoint, acknowledged, waiting, leased FROM event_store.subscriptions;
+-- one by one, in a transaction of its own each
+BEGIN;
+SELECT array_agg(position) FROM event_store.poll('one', 3, 'c4');
+SELECT event_store.ack_up_to('one', 1000, 'c4');
+COMMIT;
+SELECT checkpoint, acknowledged, waiting, leased FROM event_store.subscriptions;
+
+-- slots: each stream has one, each slot one owner
+SELECT event_store.create_subscription('group', slots => 4, first_delay => '0', jitter => 0);
+CREATE TABLE got (n serial, consumer text, position bigint, stream text);
+INSERT INTO got (consumer, position, stream) SELECT 'a', position, stream FROM event_store.poll('group', 10, 'a', lease => '1 min');
+SELECT consumers FROM event_store.subscriptions WHERE name = 'group';
+INSERT INTO got (consumer, position, stream) SELECT 'b', position, stream FROM event_store.poll('group', 10, 'b', lease => '1 min');
+-- b is there, but nothing is free before a polls again
+SELECT count(*) FROM got WHERE consumer = 'b';
+INSERT INTO got (consumer, position, stream) SELECT 'a', position, stream FROM event_store.poll('group', 10, 'a', lease => '1 min');
+INSERT INTO got (consumer, position, stream) SELECT 'b', position, stream FROM event_store.poll('group', 10, 'b', lease => '1 min');
+SELECT (SELECT array_length(slots, 1) FROM event_store.subscription_consumer WHERE consumer = 'a'), (SELECT array_length(slots, 1) FROM event_store.subscription_consumer WHERE consumer = 'b');
+-- of a slot that has moved b gets nothing while a has something of it
+SELECT count(*) FROM (SELECT stream FROM got GROUP BY stream HAVING count(DISTINCT consumer) > 1) s;
+SELECT event_store.ack('group', (SELECT array_agg(position) FROM got WHERE consumer = 'a'), 'a') = (SELECT count(*) FROM got WHERE consumer = 'a') AS all_of_a;
+SELECT event_store.ack('group', (SELECT array_agg(position) FROM got WHERE consumer = 'b'), 'b') = (SELECT count(*) FROM got WHERE consumer = 'b') AS all_of_b;
+DO $$
+DECLARE
+	_consumer text;
+	_n int;
+	_idle int := 0;
+BEGIN
+	WHILE _idle < 2 LOOP
+		FOREACH _consumer IN ARRAY ARRAY['a', 'b'] LOOP
+			INSERT INTO got (consumer, position, stream) SELECT _consumer, position, stream FROM event_store.poll('group', 7, _consumer, lease => '1 min');
+			GET DIAGNOSTICS _n = ROW_COUNT;
+			_idle := CASE WHEN _n = 0 THEN _idle + 1 ELSE 0 END;
+			PERFORM event_store.ack_up_to('group', 1000, _consumer);
+		END LOOP;
+	END LOOP;
+END $$;
+SELECT count(*), count(DISTINCT position) FROM got;
+SELECT count(*) AS out_of_order FROM (SELECT position, lag(position) OVER (PARTITION BY stream ORDER BY n) AS before FROM got) x WHERE before > position;
+SELECT open_events, acknowledged, queued, leased FROM event_store.subscriptions WHERE name = 'group';
+SELECT count(DISTINCT consumer) FROM got;
+
+-- without names: each transaction takes what is free
+SELECT event_store.leave('group', 'a'), event_store.leave('group', 'b');
+SELECT event_store.rewind_subscription('group');
+BEGIN;
+SELECT count(*), bool_and(is_replay) FROM event_store.poll('group', 20);
+SELECT count(*) FROM event_store.poll('group', NULL);
+SELECT count(*) FROM event_store.poll('group');
+SELECT event_store.nack('group', 8, 'bad');
+SELECT event_store.ack_up_to('group', 30);
+COMMIT;
+-- 1 is in front of 8, 15 … behind: of this stream nothing came through but what was in front
+SELECT event_store.ack('group', '{15}');
+SELECT queued, leased, retries, waiting FROM event_store.subscriptions WHERE name = 'group';
+SELECT array_agg(position ORDER BY position) FILTER (WHERE stream = 'a-1'), count(*) FROM event_store.poll('group', NULL);
+SELECT event_store.ack('group', '{8}');
+-- another number of slots: nothing is lost, nothing comes twice
+TRUNCATE got RESTART IDENTITY;
+INSERT INTO got (consumer, position, stream) SELECT 'c', position, stream FROM event_store.poll('group', 5, 'c', lease => '1 min');
+SELECT event_store.alter_subscription('group', slots => 9);
+SELECT slots FROM event_store.subscriptions WHERE name = 'group';
+SELECT count(*) FROM event_store.poll('group', 5, 'c', lease => '1 min');
+SELECT count(*) FROM event_store.poll('group', 5, 'd', lease => '1 min');
+SELECT event_store.ack_up_to('group', 1000, 'c');
+INSERT INTO got (consumer, position, stream) SELECT 'd', position, stream FROM event_store.poll('group', 5, 'd', lease => '1 min');
+INSERT INTO got (consumer, position, stream) SELECT 'c', position, stream FROM event_store.poll('group', 5, 'c', lease => '1 min');
+SELECT event_store.ack_up_to('group', 1000, 'c') + event_store.ack_up_to('group', 1000, 'd');
+SELECT slots FROM event_store.subscriptions WHERE name = 'group';
+SELECT event_store.leave('group', 'c'), event_store.leave('group', 'd');
+SELECT event_store.alter_subscription('group', slots => 1);
+SELECT slots FROM event_store.subscriptions WHERE name = 'group';
+INSERT INTO got (consumer, position, stream) SELECT 'e', position, stream FROM event_store.poll('group', 11);
+SELECT event_store.ack('group', (SELECT array_agg(position) FROM got WHERE consumer = 'e'));
+INSERT INTO event_store.events (stream, type, data) SELECT 'a-' || i % 7, 't', to_jsonb(i) FROM generate_series(1, 14) i;
+INSERT INTO got (consumer, position, stream) SELECT 'f', position, stream FROM event_store.poll('group', NULL, auto_ack => true);
+SELECT count(*), count(DISTINCT position), min(position), max(position) FROM got;
+SELECT count(*) AS out_of_order FROM (SELECT position, lag(position) OVER (PARTITION BY stream ORDER BY n) AS before FROM got) x WHERE before > position;
+SELECT open_events FROM event_store.subscriptions WHERE name = 'group';
+SELECT change, detail FROM event_store.subscription_history WHERE subscription = 'group' ORDER BY at;
+
+-- competing: by priority, each to whoever comes
+SELECT event_store.create_subscription('work', mode => 'competing', priority_key => 'priority', start_after => NULL, first_delay => '0', max_attempts => 2);
+INSERT INTO event_store.events (stream, type, data, metadata)
+SELECT 'job-' || i % 3, 't', to_jsonb(i), CASE WHEN i % 10 = 0 THEN '{"priority": 5}' WHEN i % 10 = 5 THEN '{"priority": -1.4}' WHEN i % 10 = 7 THEN '{"priority": "high"}' ELSE '{}' END::jsonb FROM generate_series(1, 40) i;
+SELECT array_agg(data) FROM event_store.poll('work', 10, 'w1', lease => '1 min');
+SELECT array_agg(data) FROM event_store.poll('work', 10, lease => '1 min');
+SELECT array_agg(data) FROM event_store.poll('work', 3);
+BEGIN;
+SELECT array_agg(data) FROM event_store.poll('work', 3);
+SELECT array_agg(data) FROM event_store.poll('work', NULL);
+SELECT count(*) FROM event_store.poll('work');
+SELECT event_store.nack('work', (SELECT position FROM event_store.events WHERE stream LIKE 'job%' AND data = '35'), 'bad');
+SELECT event_store.ack('work', (SELECT array_agg(position) FROM event_store.events WHERE stream LIKE 'job%' AND data IN ('5', '15', '25'))) AS acked;
+SELECT data, attempt FROM event_store.poll('work');
+COMMIT;
+SELECT data, attempt FROM event_store.poll('work', 1);
+SELECT event_store.nack('work', (SELECT min(position) FROM event_store.poll('work', 1)), 'bad');
+SELECT data, attempts, parked FROM event_store.dead_letters('work');
+SELECT leased, queued, dead_letters, open_events FROM event_store.subscriptions WHERE name = 'work';
+SELECT event_store.ack_up_to('work', 10000, 'w1');
+SELECT event_store.ack('work', (SELECT array_agg(position) FROM event_store.events));
+SELECT leased, queued, dead_letters, open_events FROM event_store.subscriptions WHERE name = 'work';
+SELECT event_store.replay_dead_letters('work');
+SELECT data, attempt FROM event_store.poll('work', auto_ack => true);
+SELECT open_events FROM event_store.subscriptions WHERE name = 'work';
+
+SELECT call, raises('SELECT event_store.' || call) FROM unnest(ARRAY[
+	'create_subscription(''n'', mode => ''other'')', 'create_subscription(''n'', mode => ''competing'', slots => 2)', 'create_subscription(''n'', slots => 0)',
+	'create_subscription(''n'', slots => 2000)', 'create_subscription(''n'', priority_key => ''p'')', 'create_subscription(''n'', mode => ''competing'', priority_key => '''')',
+	'alter_subscription(''work'', slots => 2)', 'alter_subscription(''group'', slots => 0)',
+	'poll(''one'', lease => ''1 min'')', 'poll(''one'', consumer => ''c'', lease => ''0'')', 'poll(''one'', consumer => ''c'', lease => ''-1 min'')',
+	'poll(''one'', consumer => ''c'', lease => ''1 min'', auto_ack => true)', 'poll(''one'', consumer => '''')',
+	'heartbeat(''one'', NULL)', 'heartbeat(''one'', ''c'', NULL)', 'heartbeat(''one'', ''c'', ''0'')', 'heartbeat(''none'', ''c'')', 'leave(''one'', NULL)', 'leave(''none'', ''c'')']) call;
+BEGIN ISOLATION LEVEL REPEATABLE READ;
+SELECT raises('SELECT event_store.poll(''work'')'), raises('SELECT event_store.ack(''work'', ''{1}'')');
+ROLLBACK;
+SELECT event_store.drop_subscription(name) FROM event_store.subscriptions;
+SELECT (SELECT count(*) FROM event_store.subscription_batch), (SELECT count(*) FROM event_store.subscription_failure), (SELECT count(*) FROM event_store.subscription_consumer);
+DROP TABLE got;
+DROP FUNCTION silence;

@@ -1,0 +1,477 @@
+/*
+ * ack.c
+ *		What consumers say of the events that they were given: done, failed, or
+ *		that they are still at it.
+ *
+ * An event that is not decided is in one of three places: in the log behind the
+ * cursor, in a row of subscription_batch, or in one of subscription_failure.  A
+ * call goes through them in that order backward.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type_d.h"
+#include "fmgr.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/timestamp.h"
+
+#include "common/catalog.h"
+#include "common/compat.h"
+#include "common/errors.h"
+#include "notification/notification.h"
+#include "stream/stream.h"
+#include "subscription/subscription.h"
+
+PG_FUNCTION_INFO_V1(event_store_ack);
+PG_FUNCTION_INFO_V1(event_store_ack_up_to);
+PG_FUNCTION_INFO_V1(event_store_nack);
+PG_FUNCTION_INFO_V1(event_store_heartbeat);
+PG_FUNCTION_INFO_V1(event_store_leave);
+
+/* bytes of an error that are kept */
+#define MAX_ERROR_BYTES		10000
+
+static void
+guard(const char *what)
+{
+	PreventCommandDuringRecovery(what);
+	PreventCommandIfReadOnly(what);
+	PreventCommandIfParallelMode(what);
+	catalog_require_read(catalog_store());
+}
+
+/* The positions of an array, ascending, each once. */
+static int64 *
+positions_argument(Datum value, int *count)
+{
+	ArrayType  *array = DatumGetArrayTypeP(value);
+	Datum	   *elements;
+	bool	   *nulls;
+	int64	   *positions;
+	int			n = 0;
+
+	deconstruct_array(array, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE,
+					  &elements, &nulls, count);
+	positions = palloc(sizeof(int64) * Max(*count, 1));
+	for (int i = 0; i < *count; i++)
+	{
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+					 errmsg("positions must not contain NULL")));
+		positions[i] = DatumGetInt64(elements[i]);
+	}
+	qsort(positions, *count, sizeof(int64), state_compare_positions);
+	for (int i = 0; i < *count; i++)
+		if (i == 0 || positions[i] != positions[i - 1])
+			positions[n++] = positions[i];
+	*count = n;
+	return positions;
+}
+
+/* The name of a consumer, checked, or NULL. */
+text *
+ack_consumer_argument(FunctionCallInfo fcinfo, int n)
+{
+	text	   *name;
+
+	if (PG_ARGISNULL(n))
+		return NULL;
+	name = PG_GETARG_TEXT_PP(n);
+	input_check_name("name of a consumer", VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name));
+	return name;
+}
+
+/* A length of time that is neither negative nor without end. */
+void
+ack_check_interval(const char *what, const Interval *interval, bool may_be_zero)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz then = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+															   TimestampTzGetDatum(now),
+															   IntervalPGetDatum(unconstify(Interval *, interval))));
+
+	if (then < now || (then == now && !may_be_zero) || TIMESTAMP_NOT_FINITE(then))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 may_be_zero ? errmsg("%s must not be negative", what) :
+				 errmsg("%s must be positive", what)));
+}
+
+/*
+ * Decides events in the log, of a subscription whose cursor is locked: those at
+ * the given positions, or all up to one.  The open events from the checkpoint on
+ * are read again, up to the last of them: the checkpoint moves to the last event
+ * before the first that stays open; what is decided behind that is kept in a
+ * list.  Returns how many were open, and are not any more.
+ *
+ * done: the consumer is done with them, so those of a blocked stream do not
+ * count; otherwise they have been put elsewhere.
+ */
+int64
+ack_decide(Subscription *subscription, const int64 *positions, int count, int64 up_to, bool done)
+{
+	int64		last = positions == NULL ? up_to : count == 0 ? 0 : positions[count - 1];
+	int64	   *decided;
+	int			ndecided = 0;
+	int			next = 0;		/* of the list that there was */
+	int64		checkpoint = subscription->checkpoint;
+	bool		gap = false;
+	int64		found = 0;
+	SubscriptionScan *scan;
+	Datum		values[RE_NATTS];
+	bool		nulls[RE_NATTS];
+
+	if (last <= subscription->checkpoint)
+		return 0;
+	decided = palloc(sizeof(int64) * (subscription->ndecided + MAX_DECIDED));
+	scan = subscription_scan_open(subscription, subscription->checkpoint, PG_INT64_MAX, true);
+	while (subscription_scan_next(scan, values, nulls))
+	{
+		int64		position = DatumGetInt64(values[RE_POSITION]);
+
+		/* those decided earlier lie between the open ones */
+		for (; next < subscription->ndecided && subscription->decided[next] < position; next++)
+		{
+			if (gap)
+				decided[ndecided++] = subscription->decided[next];
+			else
+				checkpoint = subscription->decided[next];
+		}
+		if (position > last)
+		{
+			/* an open event */
+			gap = true;
+			break;
+		}
+		if ((positions == NULL || positions_contain(positions, count, position)) &&
+			!(done && failure_blocks(subscription, subscription_scan_stream(scan))))
+		{
+			found++;
+			if (!gap)
+				checkpoint = position;
+			else if (ndecided < MAX_DECIDED)
+				decided[ndecided++] = position;
+			else
+				ereport(ERROR,
+						(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+						 errmsg("too many events are acknowledged behind one that is open"),
+						 errdetail("There can be %d; the open one has position %lld or the next after it.",
+								   MAX_DECIDED, (long long) checkpoint),
+						 errhint("Acknowledge events in their order, or that one first.")));
+		}
+		else
+			gap = true;
+	}
+	(void) subscription_scan_close(scan);
+	for (; next < subscription->ndecided; next++)
+	{
+		if (gap)
+			decided[ndecided++] = subscription->decided[next];
+		else
+			checkpoint = subscription->decided[next];
+	}
+	if (found > 0)
+	{
+		subscription->checkpoint = checkpoint;
+		subscription->decided = decided;
+		subscription->ndecided = ndecided;
+		state_write(subscription, found);
+	}
+	return found;
+}
+
+/* ----------------------------------------------------------------
+ * Done
+ * ----------------------------------------------------------------
+ */
+
+static int64
+acknowledge(FunctionCallInfo fcinfo, text *name, const int64 *positions, int count, int64 up_to)
+{
+	Subscription subscription;
+	Consumer	consumer = {0};
+	int64		failures = 0;
+	int64		done = 0;
+
+	consumer.name = ack_consumer_argument(fcinfo, 2);
+	(void) state_read(name, STATE_LOCK, &subscription);
+	wake_at_end();
+	(void) group_renew(&subscription, &consumer, NULL);
+	if (subscription.has_failures)
+	{
+		/* what is decided here makes another one due: not beside a poll of the slot */
+		if (!subscription.competing && !state_is_direct(&subscription))
+			failure_lock_slots(&subscription, positions, count, up_to);
+		failures = failure_settle(&subscription, positions, count, up_to, &consumer);
+	}
+	if (subscription.has_batches && (positions == NULL || failures < count))
+		done = batch_settle(&subscription, positions, count, up_to, &consumer);
+	if (state_is_direct(&subscription))
+	{
+		int64		in_log;
+
+		failure_begin(&subscription);
+		/* who gives its name means what it was given */
+		if (positions == NULL && consumer.name != NULL)
+			up_to = Min(up_to, poll_delivered_to(subscription.id));
+		in_log = ack_decide(&subscription, positions, count, up_to, true);
+		/* who has an older snapshot shall know that something has changed */
+		if (in_log == 0 && failures > 0)
+			state_write(&subscription, 0);
+		done += in_log;
+	}
+	done += failures;
+	breaker_succeeded(&subscription, done);
+	return done;
+}
+
+Datum
+event_store_ack(PG_FUNCTION_ARGS)
+{
+	int64	   *positions;
+	int			count;
+	text	   *name;
+
+	guard("event_store.ack()");
+	name = state_name_argument(fcinfo, 0);
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("positions must not be NULL")));
+	positions = positions_argument(PG_GETARG_DATUM(1), &count);
+	PG_RETURN_INT64(acknowledge(fcinfo, name, positions, count, 0));
+}
+
+Datum
+event_store_ack_up_to(PG_FUNCTION_ARGS)
+{
+	text	   *name;
+
+	guard("event_store.ack_up_to()");
+	name = state_name_argument(fcinfo, 0);
+	if (PG_ARGISNULL(1) || PG_GETARG_INT64(1) < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("position must be a position, or 0")));
+	PG_RETURN_INT64(acknowledge(fcinfo, name, NULL, 0, PG_GETARG_INT64(1)));
+}
+
+/* ----------------------------------------------------------------
+ * Failed
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * Takes an event that has failed out of the log, with the earlier ones of its
+ * stream that are open.  False if it is not open; blocked: it has to wait behind
+ * one of its stream that has failed before it.
+ */
+static bool
+take_from_log(Subscription *subscription, int64 position, int64 *stream, EventList *earlier,
+			  bool *is_blocked)
+{
+	EventList	open = {0};
+	SubscriptionScan *scan;
+	Datum		values[RE_NATTS];
+	bool		nulls[RE_NATTS];
+	bool		found = false;
+	int64	   *taken;
+
+	if (state_is_decided(subscription, position))
+		return false;
+	scan = subscription_scan_open(subscription, subscription->checkpoint, PG_INT64_MAX, true);
+	while (!found && subscription_scan_next(scan, values, nulls))
+	{
+		int64		here = DatumGetInt64(values[RE_POSITION]);
+
+		if (here > position)
+			break;
+		found = here == position;
+		if (found)
+			*stream = subscription_scan_stream(scan);
+		else
+			events_add(&open, here, subscription_scan_stream(scan));
+	}
+	(void) subscription_scan_close(scan);
+	if (!found)
+		return false;
+	for (int i = 0; i < open.count; i++)
+		if (open.streams[i] == *stream)
+			events_add(earlier, open.positions[i], *stream);
+	*is_blocked = failure_blocks(subscription, *stream);
+	taken = palloc(sizeof(int64) * (earlier->count + 1));
+	for (int i = 0; i < earlier->count; i++)
+		taken[i] = earlier->positions[i];
+	taken[earlier->count] = position;
+	(void) ack_decide(subscription, taken, earlier->count + 1, 0, false);
+	return true;
+}
+
+static text *
+nack(Subscription *subscription, int64 position, const char *error,
+	 const Interval *retry_after, Consumer *consumer)
+{
+	EventList	earlier = {0};
+	EventList	later = {0};
+	bool		leased = false;
+	bool		is_blocked = false;
+	bool		dead = false;
+	int64		stream;
+
+	if (subscription->has_failures &&
+		failure_again(subscription, position, error, retry_after, consumer, &dead))
+	{
+		if (state_is_direct(subscription))
+			state_write(subscription, 0);
+	}
+	else
+	{
+		failure_begin(subscription);
+		if (subscription->has_batches &&
+			batch_remove(subscription, position, consumer, &stream, &earlier, &later, &leased))
+			is_blocked = failure_blocks(subscription, stream);
+		else if (!state_is_direct(subscription) ||
+				 !take_from_log(subscription, position, &stream, &earlier, &is_blocked))
+			return NULL;
+
+		/* the consumer may still decide what comes before it, not what comes behind */
+		failure_park(subscription, &earlier, leased ? consumer : NULL,
+					 !leased && (!state_is_direct(subscription) ||
+								 poll_delivered_to(subscription->id) >= position));
+		failure_park(subscription, &later, NULL, false);
+		if (is_blocked)
+		{
+			EventList	itself = {0};
+
+			events_add(&itself, position, stream);
+			failure_park(subscription, &itself, NULL, false);
+			return cstring_to_text("retry");
+		}
+		dead = failure_add(subscription, position, stream, error, retry_after, consumer);
+		if (state_is_direct(subscription) && leased)
+			state_write(subscription, 0);
+	}
+	breaker_failed(subscription, 1, dead ? 1 : 0);
+	return cstring_to_text(dead ? "dead" : "retry");
+}
+
+Datum
+event_store_nack(PG_FUNCTION_ARGS)
+{
+	Subscription subscription;
+	Consumer	consumer = {0};
+	text	   *name;
+	text	   *result;
+	int64		position;
+	char	   *error;
+	const Interval *retry_after;
+
+	guard("event_store.nack()");
+	name = state_name_argument(fcinfo, 0);
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("position must not be NULL")));
+	position = PG_GETARG_INT64(1);
+	if (PG_ARGISNULL(2))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("error must not be NULL")));
+	error = text_to_cstring(PG_GETARG_TEXT_PP(2));
+	if (strlen(error) > MAX_ERROR_BYTES)
+		error[pg_mbcliplen(error, strlen(error), MAX_ERROR_BYTES)] = '\0';
+	retry_after = PG_ARGISNULL(3) ? NULL : PG_GETARG_INTERVAL_P(3);
+	if (retry_after != NULL)
+		ack_check_interval("retry_after", retry_after, true);
+	consumer.name = ack_consumer_argument(fcinfo, 4);
+	(void) state_read(name, STATE_LOCK, &subscription);
+	wake_at_end();
+	(void) group_renew(&subscription, &consumer, NULL);
+	if (!subscription.competing && !state_is_direct(&subscription))
+	{
+		int			slot = batch_slot_of(&subscription, position, &consumer);
+
+		if (slot == 0)
+			PG_RETURN_NULL();
+		(void) state_lock_part(&subscription, LOCK_SLOT + slot, true);
+		state_read_again(&subscription);
+	}
+	/* what it still has is its own for as long as it is heard of */
+	consumer.until = GetCurrentTimestamp();
+	result = nack(&subscription, position, error, retry_after, &consumer);
+	if (result == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(result);
+}
+
+/* ----------------------------------------------------------------
+ * Still at it, or not
+ * ----------------------------------------------------------------
+ */
+
+static text *
+required_consumer(FunctionCallInfo fcinfo, int n)
+{
+	text	   *name = ack_consumer_argument(fcinfo, n);
+
+	if (name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("name of a consumer must not be NULL")));
+	return name;
+}
+
+Datum
+event_store_heartbeat(PG_FUNCTION_ARGS)
+{
+	Subscription subscription;
+	Consumer	consumer = {0};
+	text	   *name;
+
+	guard("event_store.heartbeat()");
+	name = state_name_argument(fcinfo, 0);
+	consumer.name = required_consumer(fcinfo, 1);
+	if (PG_ARGISNULL(2))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("lease must not be NULL")));
+	ack_check_interval("lease", PG_GETARG_INTERVAL_P(2), false);
+	(void) state_read(name, STATE_LOOK, &subscription);
+	PG_RETURN_BOOL(group_renew(&subscription, &consumer, PG_GETARG_INTERVAL_P(2)));
+}
+
+Datum
+event_store_leave(PG_FUNCTION_ARGS)
+{
+	Subscription subscription;
+	text	   *name;
+	text	   *consumer;
+	int		   *slots;
+	int			count;
+	bool		was_there;
+
+	guard("event_store.leave()");
+	name = state_name_argument(fcinfo, 0);
+	consumer = required_consumer(fcinfo, 1);
+	(void) state_read(name, STATE_LOCK, &subscription);
+	wake_at_end();
+	/* in slots that stand still: what it had goes back in front of what follows */
+	count = batch_slots_held(&subscription, consumer, &slots);
+	if (!subscription.competing && !state_is_direct(&subscription))
+		for (int i = 0; i < count; i++)
+			(void) state_lock_part(&subscription, LOCK_SLOT + slots[i], true);
+	if (count > 0)
+	{
+		batch_reclaim(&subscription, slots, count, consumer);
+		failure_reclaim(&subscription, slots, count, consumer);
+	}
+	was_there = group_leave(&subscription, consumer);
+	if (was_there)
+		state_note(&subscription, "left", text_to_cstring(consumer));
+	PG_RETURN_BOOL(was_there);
+}

@@ -1,0 +1,971 @@
+/*
+ * batch.c
+ *		Events that are dealt out to slots, and events out under a lease.
+ *
+ * The events of a subscription with several slots, or of a competing one, are
+ * dealt out before they are delivered: whoever finds nothing to deliver reads a
+ * good deal of the log once, positions and streams only, and puts down which
+ * event belongs to which slot, some hundred positions to a row.  Each consumer
+ * reads the events of its own rows then, and pays for no other.  The cursor
+ * moves past what is dealt: from then on these rows answer for it.
+ *
+ * A row without a consumer is queued; it is delivered to a transaction that has
+ * its slot (ordered) or the row itself (competing) locked.  A row with a
+ * consumer is out under a lease, which lasts until its time, or for as long as
+ * the consumer is heard of.  What is acknowledged is taken out of the row, and
+ * the last one takes the row.
+ *
+ * What was delivered from queued rows to this transaction is kept in the
+ * backend, for the next poll goes on from there.
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "catalog/pg_type_d.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/numeric.h"
+
+#include "common/catalog.h"
+#include "common/compat.h"
+#include "subscription/subscription.h"
+
+/* events that are dealt at once: so many polls of each slot, in these bounds */
+#define DEAL_POLLS		4
+#define DEAL_MIN		100
+#define DEAL_MAX		10000
+
+/* rows of the queue of ordered slots have at least so many */
+#define MIN_BATCH		20
+
+/* a row that was delivered to this transaction, as a whole or in part */
+typedef struct Delivered
+{
+	int32		subscription_id;
+	int64		first_position; /* the row's key */
+	int64		delivered_to;
+	int64		last_position;
+} Delivered;
+
+/* a row, as read */
+typedef struct Batch
+{
+	int			slot;
+	int			priority;
+	bool		leased;
+	EventList	events;
+} Batch;
+
+static List *delivered = NIL;	/* in TopTransactionContext */
+
+static Statement insert = {
+	"INSERT INTO event_store.subscription_batch (subscription_id, slot, priority, first_position,"
+	" last_position, positions, streams, consumer, delivered_at, leased_until)"
+	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8,"
+	" CASE WHEN $8 IS NOT NULL THEN pg_catalog.clock_timestamp() END, $9)",
+	9, {INT4OID, INT4OID, INT4OID, INT8OID, INT8OID, INT8ARRAYOID, INT8ARRAYOID, TEXTOID,
+	TIMESTAMPTZOID}
+};
+
+#define BATCH_COLUMNS \
+"b.first_position, b.slot, b.priority, b.consumer IS NOT NULL, b.positions, b.streams"
+
+static Statement queued_in_order = {
+	"SELECT q.* FROM pg_catalog.unnest($2) AS s (slot), LATERAL ("
+	"SELECT " BATCH_COLUMNS " FROM event_store.subscription_batch AS b"
+	" WHERE b.subscription_id = $1 AND b.slot = s.slot AND b.consumer IS NULL"
+	" AND b.first_position <> ALL ($3)"
+	" ORDER BY b.priority DESC, b.first_position LIMIT $4) AS q"
+	" ORDER BY q.first_position LIMIT $4",
+	4, {INT4OID, INT4ARRAYOID, INT8ARRAYOID, INT8OID}
+};
+
+static Statement queued_for_anyone = {
+	"SELECT " BATCH_COLUMNS " FROM event_store.subscription_batch AS b"
+	" WHERE b.subscription_id = $1 AND b.slot = 1 AND b.consumer IS NULL"
+	" AND b.first_position <> ALL ($2)"
+	" ORDER BY b.priority DESC, b.first_position LIMIT $3 FOR UPDATE SKIP LOCKED",
+	3, {INT4OID, INT8ARRAYOID, INT8OID}
+};
+
+static Statement lease_row = {
+	"UPDATE event_store.subscription_batch AS b SET consumer = $3, leased_until = $4,"
+	" delivered_at = pg_catalog.clock_timestamp()"
+	" WHERE b.subscription_id = $1 AND b.first_position = $2",
+	4, {INT4OID, INT8OID, TEXTOID, TIMESTAMPTZOID}
+};
+
+static Statement shorten_row = {
+	"UPDATE event_store.subscription_batch AS b SET first_position = $3, last_position = $4,"
+	" positions = $5, streams = $6"
+	" WHERE b.subscription_id = $1 AND b.first_position = $2",
+	6, {INT4OID, INT8OID, INT8OID, INT8OID, INT8ARRAYOID, INT8ARRAYOID}
+};
+
+static Statement delete_row = {
+	"DELETE FROM event_store.subscription_batch AS b"
+	" WHERE b.subscription_id = $1 AND b.first_position = $2",
+	2, {INT4OID, INT8OID}
+};
+
+/* Those that a consumer (NULL: any) has, between two positions. */
+static Statement leased_rows = {
+	"SELECT " BATCH_COLUMNS " FROM event_store.subscription_batch AS b"
+	" WHERE b.subscription_id = $1 AND b.consumer IS NOT NULL"
+	" AND (b.consumer = $2 OR $2 IS NULL) AND b.first_position <= $4 AND b.last_position >= $3"
+	" ORDER BY b.first_position FOR UPDATE",
+	4, {INT4OID, TEXTOID, INT8OID, INT8OID}
+};
+
+static Statement rows_by_key = {
+	"SELECT " BATCH_COLUMNS " FROM event_store.subscription_batch AS b"
+	" WHERE b.subscription_id = $1 AND b.first_position = ANY ($2) AND b.consumer IS NULL"
+	" ORDER BY b.first_position FOR UPDATE",
+	2, {INT4OID, INT8ARRAYOID}
+};
+
+/* Queued ones that have any of some positions. */
+static Statement rows_by_positions = {
+	"SELECT " BATCH_COLUMNS " FROM event_store.subscription_batch AS b"
+	" WHERE b.subscription_id = $1 AND b.consumer IS NULL"
+	" AND b.first_position <= $4 AND b.last_position >= $3 AND b.positions && $2"
+	" ORDER BY b.first_position FOR UPDATE",
+	4, {INT4OID, INT8ARRAYOID, INT8OID, INT8OID}
+};
+
+static Statement slots_by_position = {
+	"SELECT b.slot FROM event_store.subscription_batch AS b"
+	" WHERE b.subscription_id = $1 AND b.first_position <= $2 AND b.last_position >= $2"
+	" AND $2 = ANY (b.positions) AND (b.consumer IS NULL OR b.consumer = $3 OR $3 IS NULL)"
+	" UNION ALL SELECT f.slot FROM event_store.subscription_failure AS f"
+	" WHERE f.subscription_id = $1 AND f.position = $2",
+	3, {INT4OID, INT8OID, TEXTOID}
+};
+
+/* alive is whoever is heard of, or has time left in this row */
+#define IS_OVER \
+" (b.leased_until <= pg_catalog.clock_timestamp() AND NOT EXISTS" \
+" (SELECT FROM event_store.subscription_consumer AS c WHERE c.subscription_id = b.subscription_id" \
+" AND c.consumer = b.consumer AND c.expires_at > pg_catalog.clock_timestamp()))"
+
+static Statement over_rows = {
+	"DELETE FROM event_store.subscription_batch AS d WHERE d.subscription_id = $1"
+	" AND d.first_position IN (SELECT b.first_position FROM event_store.subscription_batch AS b"
+	" WHERE b.subscription_id = $1 AND b.consumer IS NOT NULL AND b.slot = ANY ($2)"
+	" AND CASE WHEN $3 IS NULL THEN" IS_OVER " ELSE b.consumer = $3 END"
+	" FOR UPDATE SKIP LOCKED)"
+	" RETURNING d.positions, d.streams, d.consumer",
+	3, {INT4OID, INT4ARRAYOID, TEXTOID}
+};
+
+static Statement slots_in_use = {
+	"SELECT DISTINCT b.slot FROM event_store.subscription_batch AS b"
+	" WHERE b.subscription_id = $1 AND b.consumer IS NOT NULL AND b.consumer IS DISTINCT FROM $2"
+	" AND NOT" IS_OVER
+	" UNION SELECT b.slot FROM event_store.subscription_failure AS b"
+	" WHERE b.subscription_id = $1 AND b.consumer IS NOT NULL AND b.consumer IS DISTINCT FROM $2"
+	" AND NOT" IS_OVER,
+	2, {INT4OID, TEXTOID}
+};
+
+static Statement slots_held = {
+	"SELECT b.slot FROM event_store.subscription_batch AS b"
+	" WHERE b.subscription_id = $1 AND b.consumer = $2"
+	" UNION SELECT f.slot FROM event_store.subscription_failure AS f"
+	" WHERE f.subscription_id = $1 AND f.consumer = $2 ORDER BY 1",
+	2, {INT4OID, TEXTOID}
+};
+
+/* the same hash as state_slot_of() */
+static Statement deal_anew = {
+	"WITH gone AS (DELETE FROM event_store.subscription_batch AS b"
+	" WHERE b.subscription_id = $1 AND b.consumer IS NULL RETURNING b.positions, b.streams),"
+	" one AS (SELECT e.position, e.stream,"
+	" 1 + (pg_catalog.hashint8(e.stream) & 2147483647) % $2 AS slot"
+	" FROM gone, unnest(gone.positions, gone.streams) AS e (position, stream)),"
+	" numbered AS (SELECT one.*,"
+	" pg_catalog.row_number() OVER (PARTITION BY one.slot ORDER BY one.position) - 1 AS n FROM one)"
+	" SELECT x.slot, pg_catalog.array_agg(x.position ORDER BY x.position),"
+	" pg_catalog.array_agg(x.stream ORDER BY x.position)"
+	" FROM numbered AS x GROUP BY x.slot, x.n / $3",
+	3, {INT4OID, INT4OID, INT8OID}
+};
+
+/* ----------------------------------------------------------------
+ * What was delivered to this transaction
+ * ----------------------------------------------------------------
+ */
+
+void
+batch_forget(void)
+{
+	delivered = NIL;
+}
+
+static Delivered *
+find_delivered(int32 subscription_id, int64 first_position)
+{
+	ListCell   *cell;
+
+	foreach(cell, delivered)
+	{
+		Delivered  *d = lfirst(cell);
+
+		if (d->subscription_id == subscription_id && d->first_position == first_position)
+			return d;
+	}
+	return NULL;
+}
+
+static void
+note_delivered(int32 subscription_id, const EventList *row, int64 delivered_to)
+{
+	Delivered  *d = find_delivered(subscription_id, row->positions[0]);
+
+	if (d == NULL)
+	{
+		MemoryContext saved = MemoryContextSwitchTo(TopTransactionContext);
+
+		d = palloc(sizeof(Delivered));
+		delivered = lappend(delivered, d);
+		MemoryContextSwitchTo(saved);
+	}
+	d->subscription_id = subscription_id;
+	d->first_position = row->positions[0];
+	d->delivered_to = delivered_to;
+	d->last_position = row->positions[row->count - 1];
+}
+
+/* Keys of rows that were delivered: all, or those that have nothing left. */
+static Datum
+delivered_keys(int32 subscription_id, bool as_a_whole, int *count)
+{
+	int64	   *keys = palloc(sizeof(int64) * Max(list_length(delivered), 1));
+	ListCell   *cell;
+	int			n = 0;
+
+	foreach(cell, delivered)
+	{
+		Delivered  *d = lfirst(cell);
+
+		if (d->subscription_id == subscription_id &&
+			(!as_a_whole || d->delivered_to >= d->last_position))
+			keys[n++] = d->first_position;
+	}
+	*count = n;
+	return state_int64_array(keys, n);
+}
+
+/* ----------------------------------------------------------------
+ * Rows
+ * ----------------------------------------------------------------
+ */
+
+static Datum
+consumer_datum(const Consumer *consumer)
+{
+	return consumer->name != NULL ? PointerGetDatum(consumer->name) : state_text("");
+}
+
+static void
+insert_batch(const Subscription *subscription, int slot, int priority,
+			 const EventList *events, int first, int count, const Consumer *consumer)
+{
+	Datum		values[9];
+	char		nulls[10] = "         ";
+
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = Int32GetDatum(slot);
+	values[2] = Int32GetDatum(priority);
+	values[3] = Int64GetDatum(events->positions[first]);
+	values[4] = Int64GetDatum(events->positions[first + count - 1]);
+	values[5] = state_int64_array(events->positions + first, count);
+	values[6] = state_int64_array(events->streams + first, count);
+	if (consumer != NULL)
+	{
+		values[7] = consumer_datum(consumer);
+		values[8] = TimestampTzGetDatum(consumer->until);
+	}
+	else
+	{
+		values[7] = values[8] = (Datum) 0;
+		nulls[7] = nulls[8] = 'n';
+	}
+	(void) plans_execute(&insert, values, nulls);
+}
+
+/* The rows that a statement of BATCH_COLUMNS has returned. */
+static Batch *
+read_batches(MemoryContext context, int *count)
+{
+	MemoryContext saved = MemoryContextSwitchTo(context);
+	SPITupleTable *table = SPI_tuptable;
+	Batch	   *batches;
+
+	*count = (int) SPI_processed;
+	batches = palloc0(sizeof(Batch) * Max(*count, 1));
+	for (int i = 0; i < *count; i++)
+	{
+		HeapTuple	row = table->vals[i];
+		bool		isnull;
+		int			n;
+
+		batches[i].slot = DatumGetInt32(SPI_getbinval(row, table->tupdesc, 2, &isnull));
+		batches[i].priority = DatumGetInt32(SPI_getbinval(row, table->tupdesc, 3, &isnull));
+		batches[i].leased = DatumGetBool(SPI_getbinval(row, table->tupdesc, 4, &isnull));
+		batches[i].events.positions =
+			state_array_int64(SPI_getbinval(row, table->tupdesc, 5, &isnull), &n);
+		batches[i].events.streams =
+			state_array_int64(SPI_getbinval(row, table->tupdesc, 6, &isnull), &n);
+		batches[i].events.count = n;
+	}
+	MemoryContextSwitchTo(saved);
+	return batches;
+}
+
+/* Leaves in a row what is given; nothing: the row goes. */
+static void
+write_rest(const Subscription *subscription, const Batch *batch, const EventList *rest)
+{
+	Datum		values[6];
+
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = Int64GetDatum(batch->events.positions[0]);
+	if (rest->count == 0)
+	{
+		(void) plans_execute(&delete_row, values, NULL);
+		return;
+	}
+	values[2] = Int64GetDatum(rest->positions[0]);
+	values[3] = Int64GetDatum(rest->positions[rest->count - 1]);
+	values[4] = state_int64_array(rest->positions, rest->count);
+	values[5] = state_int64_array(rest->streams, rest->count);
+	(void) plans_execute(&shorten_row, values, NULL);
+}
+
+/* The row has another key now, or is gone. */
+static void
+move_delivered(int32 subscription_id, const Batch *batch, const EventList *rest)
+{
+	Delivered  *d = find_delivered(subscription_id, batch->events.positions[0]);
+
+	if (d == NULL)
+		return;
+	if (rest->count == 0)
+		delivered = list_delete_ptr(delivered, d);
+	else
+	{
+		d->first_position = rest->positions[0];
+		d->last_position = rest->positions[rest->count - 1];
+	}
+}
+
+/* ----------------------------------------------------------------
+ * Dealing
+ * ----------------------------------------------------------------
+ */
+
+typedef struct Dealt
+{
+	int			priority;
+	int64		position;
+	int64		stream;
+} Dealt;
+
+static int
+compare_dealt(const void *a, const void *b)
+{
+	const Dealt *x = a;
+	const Dealt *y = b;
+
+	if (x->priority != y->priority)
+		return x->priority > y->priority ? -1 : 1;
+	return x->position < y->position ? -1 : x->position > y->position ? 1 : 0;
+}
+
+/* The number at the key of the metadata, or 0. */
+static int
+priority_of(const Subscription *subscription, Datum metadata, bool isnull)
+{
+	JsonbValue	value;
+	double		number;
+
+	if (isnull ||
+		getKeyJsonValueFromContainer(&DatumGetJsonbP(metadata)->root,
+									 VARDATA_ANY(subscription->priority_key),
+									 VARSIZE_ANY_EXHDR(subscription->priority_key),
+									 &value) == NULL ||
+		value.type != jbvNumeric)
+		return 0;
+	number = DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow,
+												NumericGetDatum(value.val.numeric)));
+	if (isnan(number))
+		return 0;
+	return (int) rint(Max(Min(number, 1e9), -1e9));
+}
+
+/*
+ * Deals out what follows the cursor.  False if there is nothing, or if another
+ * is just doing it.
+ */
+bool
+batch_deal(Subscription *subscription, int max_count)
+{
+	int64		wanted = Min((int64) max_count * subscription->slots * DEAL_POLLS, DEAL_MAX);
+	int			size = Min(max_count, MAX_BATCH);
+	int64		count = 0;
+	int64		last;
+	int64		mark;
+	SubscriptionScan *scan;
+	Datum		values[RE_NATTS];
+	bool		nulls[RE_NATTS];
+	OwnerSwitch saved;
+	EventList  *lists = NULL;
+	Dealt	   *dealt = NULL;
+
+	if (!state_lock_part(subscription, LOCK_CURSOR, false))
+		return false;
+	state_read_again(subscription);
+	wanted = Max(wanted, DEAL_MIN);
+	if (!subscription->competing)
+	{
+		size = Max(size, MIN_BATCH);
+		lists = palloc0(sizeof(EventList) * (subscription->slots + 1));
+	}
+	else
+		dealt = palloc(sizeof(Dealt) * wanted);
+
+	last = subscription->checkpoint;
+	scan = subscription_scan_open(subscription, subscription->checkpoint, wanted,
+								  subscription->priority_key == NULL);
+	while (subscription_scan_next(scan, values, nulls))
+	{
+		int64		stream = subscription_scan_stream(scan);
+
+		last = DatumGetInt64(values[RE_POSITION]);
+		if (subscription->competing)
+		{
+			dealt[count].priority = subscription->priority_key == NULL ? 0 :
+				priority_of(subscription, values[RE_METADATA], nulls[RE_METADATA]);
+			dealt[count].position = last;
+			dealt[count].stream = stream;
+		}
+		else
+			events_add(&lists[state_slot_of(subscription, stream)], last, stream);
+		count++;
+	}
+	mark = subscription_scan_close(scan);
+	if (count < wanted)
+		last = Max(mark, last);	/* there was no more of interest up to the mark */
+	if (count == 0 && last - subscription->checkpoint < DEAL_MAX)
+	{
+		state_unlock_part(subscription, LOCK_CURSOR);
+		return false;
+	}
+
+	state_begin(&saved);
+	if (subscription->competing)
+	{
+		EventList	events = {0};
+
+		qsort(dealt, count, sizeof(Dealt), compare_dealt);
+		for (int i = 0; i < count; i++)
+		{
+			events_add(&events, dealt[i].position, dealt[i].stream);
+			if (events.count == size || i + 1 == count ||
+				dealt[i + 1].priority != dealt[i].priority)
+			{
+				insert_batch(subscription, 1, dealt[i].priority, &events, 0, events.count, NULL);
+				events.count = 0;
+			}
+		}
+	}
+	else
+		for (int slot = 1; slot <= subscription->slots; slot++)
+			for (int i = 0; i < lists[slot].count; i += size)
+				insert_batch(subscription, slot, 0, &lists[slot], i,
+							 Min(size, lists[slot].count - i), NULL);
+	state_end(&saved);
+
+	/* what was decided ahead of the cursor is passed */
+	while (subscription->ndecided > 0 && subscription->decided[0] <= last)
+	{
+		subscription->decided++;
+		subscription->ndecided--;
+	}
+	subscription->checkpoint = last;
+	state_write(subscription, count);
+	subscription->has_batches = true;
+	return count > 0;
+}
+
+/*
+ * Deals what is queued out to another number of slots.  Nobody else works with
+ * the subscription, and nothing is out under a lease.
+ */
+void
+batch_deal_anew(Subscription *subscription, int slots)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum		values[3];
+	OwnerSwitch saved;
+	SPITupleTable *table;
+	uint64		n;
+
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = Int32GetDatum(slots);
+	values[2] = Int64GetDatum(MAX_BATCH);
+	state_begin(&saved);
+	n = plans_execute(&deal_anew, values, NULL);
+	table = SPI_tuptable;
+	for (uint64 i = 0; i < n; i++)
+	{
+		MemoryContext spi = MemoryContextSwitchTo(context);
+		EventList	events = {0};
+		bool		isnull;
+		int			slot;
+
+		slot = DatumGetInt32(SPI_getbinval(table->vals[i], table->tupdesc, 1, &isnull));
+		events.positions = state_array_int64(SPI_getbinval(table->vals[i], table->tupdesc, 2, &isnull),
+											 &events.count);
+		events.streams = state_array_int64(SPI_getbinval(table->vals[i], table->tupdesc, 3, &isnull),
+										   &events.count);
+		insert_batch(subscription, slot, 0, &events, 0, events.count, NULL);
+		MemoryContextSwitchTo(spi);
+	}
+	state_end(&saved);
+}
+
+/* ----------------------------------------------------------------
+ * Taking
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * Adds up to max_count queued events of some slots, which are locked, to a list:
+ * in order within each slot, or of priority.  With a lease they are the
+ * consumer's from now on; without one they count as delivered to this
+ * transaction.
+ */
+void
+batch_take(Subscription *subscription, const int *slots, int nslots, int max_count,
+		   const Consumer *consumer, EventList *taken)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int			got = 0;
+	int			rows = 1;
+	OwnerSwitch saved;
+
+	state_begin(&saved);
+	while (got < max_count)
+	{
+		Datum		values[4];
+		Batch	   *batches;
+		int			nkeys;
+		int			n;
+		int			last_size = 1;
+
+		values[0] = Int32GetDatum(subscription->id);
+		if (subscription->competing)
+		{
+			values[1] = delivered_keys(subscription->id, true, &nkeys);
+			values[2] = Int64GetDatum(rows);
+			(void) plans_execute(&queued_for_anyone, values, NULL);
+		}
+		else
+		{
+			values[1] = state_int32_array(slots, nslots);
+			values[2] = delivered_keys(subscription->id, true, &nkeys);
+			values[3] = Int64GetDatum(rows);
+			(void) plans_execute(&queued_in_order, values, NULL);
+		}
+		batches = read_batches(context, &n);
+		if (n == 0)
+			break;
+		for (int i = 0; i < n && got < max_count; i++)
+		{
+			EventList  *events = &batches[i].events;
+			Delivered  *d = find_delivered(subscription->id, events->positions[0]);
+			MemoryContext spi = MemoryContextSwitchTo(context);
+			int			first = 0;
+			int			count;
+
+			while (d != NULL && first < events->count && events->positions[first] <= d->delivered_to)
+				first++;
+			count = Min(events->count - first, max_count - got);
+			for (int k = first; k < first + count; k++)
+				events_add(taken, events->positions[k], events->streams[k]);
+			got += count;
+			last_size = events->count;
+			if (!consumer->leases)
+				note_delivered(subscription->id, events, events->positions[first + count - 1]);
+			else if (first == 0 && count == events->count)
+			{
+				values[1] = Int64GetDatum(events->positions[0]);
+				values[2] = consumer_datum(consumer);
+				values[3] = TimestampTzGetDatum(consumer->until);
+				(void) plans_execute(&lease_row, values, NULL);
+			}
+			else
+			{
+				/* what is left stays in the row, under another key */
+				EventList	rest = {0};
+
+				for (int k = 0; k < events->count; k++)
+					if (k < first || k >= first + count)
+						events_add(&rest, events->positions[k], events->streams[k]);
+				write_rest(subscription, &batches[i], &rest);
+				move_delivered(subscription->id, &batches[i], &rest);
+				insert_batch(subscription, batches[i].slot, batches[i].priority, events,
+							 first, count, consumer);
+			}
+			MemoryContextSwitchTo(spi);
+		}
+		/* rows may be small: others have dealt them for smaller polls */
+		rows = Max(1, (max_count - got) / last_size);
+		rows = Min(rows, 100);
+	}
+	state_end(&saved);
+}
+
+/* Puts events straight from the log under a lease, of the one slot. */
+void
+batch_lease(Subscription *subscription, const EventList *events, const Consumer *consumer)
+{
+	OwnerSwitch saved;
+
+	state_begin(&saved);
+	for (int i = 0; i < events->count; i += MAX_BATCH)
+		insert_batch(subscription, 1, 0, events, i, Min(MAX_BATCH, events->count - i), consumer);
+	state_end(&saved);
+	subscription->has_batches = true;
+}
+
+/* ----------------------------------------------------------------
+ * Settling
+ * ----------------------------------------------------------------
+ */
+
+/* Takes the given positions, or all up to one, out of rows; returns how many. */
+static int64
+settle_rows(Subscription *subscription, MemoryContext context, const int64 *positions,
+			int count, int64 up_to)
+{
+	int			n;
+	Batch	   *batches = read_batches(context, &n);
+	MemoryContext spi = MemoryContextSwitchTo(context);
+	int64		done = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		EventList  *events = &batches[i].events;
+		Delivered  *d = batches[i].leased ? NULL :
+			find_delivered(subscription->id, events->positions[0]);
+		EventList	rest = {0};
+
+		for (int k = 0; k < events->count; k++)
+		{
+			bool		hit = positions != NULL ?
+				positions_contain(positions, count, events->positions[k]) :
+				events->positions[k] <= up_to &&
+				(batches[i].leased || (d != NULL && events->positions[k] <= d->delivered_to));
+
+			if (!hit)
+				events_add(&rest, events->positions[k], events->streams[k]);
+		}
+		if (rest.count == events->count)
+			continue;
+		done += events->count - rest.count;
+		write_rest(subscription, &batches[i], &rest);
+		if (!batches[i].leased)
+			move_delivered(subscription->id, &batches[i], &rest);
+	}
+	MemoryContextSwitchTo(spi);
+	return done;
+}
+
+/*
+ * Events are done: those at the given positions, or those up to one that were
+ * delivered.  Returns how many there were.
+ */
+int64
+batch_settle(Subscription *subscription, const int64 *positions, int count, int64 up_to,
+			 const Consumer *consumer)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int64		low = positions == NULL ? 0 : count == 0 ? 1 : positions[0];
+	int64		high = positions == NULL ? up_to : count == 0 ? 0 : positions[count - 1];
+	int64		done = 0;
+	Datum		values[4];
+	OwnerSwitch saved;
+
+	if (low > high)
+		return 0;
+	state_begin(&saved);
+	values[0] = Int32GetDatum(subscription->id);
+	if (delivered != NIL)
+	{
+		int			nkeys;
+
+		values[1] = delivered_keys(subscription->id, false, &nkeys);
+		if (nkeys > 0)
+		{
+			(void) plans_execute(&rows_by_key, values, NULL);
+			done += settle_rows(subscription, context, positions, count, up_to);
+		}
+	}
+	if (positions == NULL || done < count)
+	{
+		/* who says "up to" without a name does not mean what others have */
+		bool		any = consumer->name == NULL && positions != NULL;
+
+		values[1] = any ? (Datum) 0 : consumer_datum(consumer);
+		values[2] = Int64GetDatum(low);
+		values[3] = Int64GetDatum(high);
+		(void) plans_execute(&leased_rows, values, any ? " n  " : NULL);
+		done += settle_rows(subscription, context, positions, count, up_to);
+	}
+	/* what is queued is open, though it was not delivered to this transaction */
+	if (positions != NULL && done < count)
+	{
+		values[1] = state_int64_array(positions, count);
+		(void) plans_execute(&rows_by_positions, values, NULL);
+		done += settle_rows(subscription, context, positions, count, up_to);
+	}
+	state_end(&saved);
+	return done;
+}
+
+/* The slot of an event that is dealt, leased or has failed; 0: it is none of that. */
+int
+batch_slot_of(Subscription *subscription, int64 position, const Consumer *consumer)
+{
+	Datum		values[3];
+	OwnerSwitch saved;
+	bool		isnull;
+	int			slot = 0;
+
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = Int64GetDatum(position);
+	values[2] = consumer->name == NULL ? (Datum) 0 : PointerGetDatum(consumer->name);
+	state_begin(&saved);
+	if (plans_execute(&slots_by_position, values, consumer->name == NULL ? "  n" : NULL) > 0)
+		slot = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+										   &isnull));
+	state_end(&saved);
+	return slot;
+}
+
+/*
+ * Takes an event out, which has failed, and what was delivered with it of its
+ * stream: earlier events that are not decided, and later ones.  False if it is
+ * not there.
+ */
+bool
+batch_remove(Subscription *subscription, int64 position, const Consumer *consumer,
+			 int64 *stream, EventList *earlier, EventList *later, bool *leased)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Batch	   *batches[3] = {NULL};
+	int			counts[3] = {0};
+	bool		found = false;
+	int			nkeys;
+	Datum		values[4];
+	OwnerSwitch saved;
+
+	state_begin(&saved);
+	values[0] = Int32GetDatum(subscription->id);
+	/* delivered to this transaction */
+	values[1] = delivered_keys(subscription->id, false, &nkeys);
+	if (nkeys > 0)
+	{
+		(void) plans_execute(&rows_by_key, values, NULL);
+		batches[0] = read_batches(context, &counts[0]);
+	}
+	/* under a lease */
+	values[1] = consumer->name == NULL ? (Datum) 0 : PointerGetDatum(consumer->name);
+	values[2] = Int64GetDatum(0);
+	values[3] = Int64GetDatum(PG_INT64_MAX);
+	(void) plans_execute(&leased_rows, values, consumer->name == NULL ? " n  " : NULL);
+	batches[1] = read_batches(context, &counts[1]);
+	/* queued: where there is no order, what was not delivered may fail, too */
+	if (subscription->competing)
+	{
+		values[1] = state_int64_array(&position, 1);
+		values[2] = values[3] = Int64GetDatum(position);
+		(void) plans_execute(&rows_by_positions, values, NULL);
+		batches[2] = read_batches(context, &counts[2]);
+	}
+	MemoryContextSwitchTo(context);
+	for (int list = 0; list < 3 && !found; list++)
+		for (int i = 0; i < counts[list] && !found; i++)
+			for (int k = 0; k < batches[list][i].events.count && !found; k++)
+				if (batches[list][i].events.positions[k] == position)
+				{
+					found = true;
+					*stream = batches[list][i].events.streams[k];
+					*leased = batches[list][i].leased;
+				}
+	for (int list = 0; list < 3 && found; list++)
+		for (int i = 0; i < counts[list]; i++)
+		{
+			Batch	   *batch = &batches[list][i];
+			EventList	rest = {0};
+
+			for (int k = 0; k < batch->events.count; k++)
+			{
+				int64		here = batch->events.positions[k];
+
+				if (here == position)
+					continue;
+				if (subscription->competing || batch->events.streams[k] != *stream)
+					events_add(&rest, here, batch->events.streams[k]);
+				else
+					events_add(here < position ? earlier : later, here, *stream);
+			}
+			if (rest.count == batch->events.count)
+				continue;
+			write_rest(subscription, batch, &rest);
+			if (!batch->leased)
+				move_delivered(subscription->id, batch, &rest);
+			/* a row may be found twice: as delivered, and as queued */
+			if (subscription->competing)
+				break;
+		}
+	state_end(&saved);
+	return found;
+}
+
+/* Takes events out, which wait from now on behind one that has failed. */
+void
+batch_drop_parked(Subscription *subscription, const EventList *events, const Consumer *consumer)
+{
+	int64	   *positions = palloc(sizeof(int64) * Max(events->count, 1));
+
+	memcpy(positions, events->positions, sizeof(int64) * events->count);
+	qsort(positions, events->count, sizeof(int64), state_compare_positions);
+	(void) batch_settle(subscription, positions, events->count, 0, consumer);
+	pfree(positions);
+}
+
+/* ----------------------------------------------------------------
+ * Leases
+ * ----------------------------------------------------------------
+ */
+
+/* The slots that a statement has returned, in the caller's context. */
+static int
+read_slots(MemoryContext context, int **slots)
+{
+	int			count = (int) SPI_processed;
+
+	*slots = MemoryContextAlloc(context, sizeof(int) * Max(count, 1));
+	for (int i = 0; i < count; i++)
+	{
+		bool		isnull;
+
+		(*slots)[i] = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+												  1, &isnull));
+	}
+	return count;
+}
+
+/* The slots where something is out with another consumer. */
+int
+batch_slots_in_use(Subscription *subscription, const Consumer *except, int **slots)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum		values[2];
+	OwnerSwitch saved;
+	int			count;
+
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = except->name == NULL ? (Datum) 0 : PointerGetDatum(except->name);
+	state_begin(&saved);
+	(void) plans_execute(&slots_in_use, values, except->name == NULL ? " n" : NULL);
+	count = read_slots(context, slots);
+	state_end(&saved);
+	return count;
+}
+
+/* The slots where a consumer has something under a lease, ascending. */
+int
+batch_slots_held(Subscription *subscription, text *consumer, int **slots)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum		values[2];
+	OwnerSwitch saved;
+	int			count;
+
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = PointerGetDatum(consumer);
+	state_begin(&saved);
+	(void) plans_execute(&slots_held, values, NULL);
+	count = read_slots(context, slots);
+	state_end(&saved);
+	return count;
+}
+
+/* Was anything delivered to this transaction from a row that is still there? */
+bool
+batch_any_delivered(const Subscription *subscription)
+{
+	ListCell   *cell;
+
+	foreach(cell, delivered)
+		if (((Delivered *) lfirst(cell))->subscription_id == subscription->id)
+			return true;
+	return false;
+}
+
+/*
+ * Takes back what is out under leases that are over, in slots that are locked;
+ * or what a consumer has who leaves.
+ */
+void
+batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *leaving)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum		values[3];
+	OwnerSwitch saved;
+	int			count;
+	EventList  *lists;
+	text	  **consumers;
+
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = state_int32_array(slots, nslots);
+	values[2] = PointerGetDatum(leaving);
+	state_begin(&saved);
+	count = (int) plans_execute(&over_rows, values, leaving == NULL ? "  n" : NULL);
+	lists = MemoryContextAllocZero(context, sizeof(EventList) * Max(count, 1));
+	consumers = MemoryContextAllocZero(context, sizeof(text *) * Max(count, 1));
+	for (int i = 0; i < count; i++)
+	{
+		HeapTuple	row = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		MemoryContext spi = MemoryContextSwitchTo(context);
+		bool		isnull;
+
+		lists[i].positions = state_array_int64(SPI_getbinval(row, desc, 1, &isnull), &lists[i].count);
+		lists[i].streams = state_array_int64(SPI_getbinval(row, desc, 2, &isnull), &lists[i].count);
+		consumers[i] = DatumGetTextPCopy(SPI_getbinval(row, desc, 3, &isnull));
+		MemoryContextSwitchTo(spi);
+	}
+	state_end(&saved);
+	for (int i = 0; i < count; i++)
+	{
+		int			events = 0;
+
+		for (int k = 0; k < count; k++)
+			if (VARSIZE_ANY_EXHDR(consumers[k]) == VARSIZE_ANY_EXHDR(consumers[i]) &&
+				memcmp(VARDATA_ANY(consumers[k]), VARDATA_ANY(consumers[i]),
+					   VARSIZE_ANY_EXHDR(consumers[i])) == 0)
+				events += lists[k].count;
+		failure_take_back(subscription, &lists[i], leaving == NULL, events == 1, consumers[i]);
+	}
+}

@@ -1,0 +1,798 @@
+/*
+ * failure.c
+ *		Events that have failed, and those that wait behind them.
+ *
+ * Where the handling of an event fails it moves into subscription_failure, and
+ * the log or the batch that it came from is done with it.  There it is tried
+ * again, when it is due, or stays as a dead letter.
+ *
+ * In an ordered subscription it blocks its stream: events of it that are met
+ * later are moved behind it (parked), and earlier ones that were delivered and
+ * not decided before it.  So of a stream that has any event here all that are
+ * not decided, up to where its slot has come, are here, and their order is that
+ * of position.  Only the first of a stream is ever due: when it is decided, the
+ * next becomes so.  Where that one has not failed itself, those behind it that
+ * have not either may be delivered along with it.
+ *
+ * A consumer that falls silent leaves us with suspects: any of the events that
+ * it had may be what it died of.  They are delivered alone, one at a time, so
+ * the innocent pass, and the one that kills is found, and is a dead letter after
+ * as many attempts as any other.
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "catalog/pg_type_d.h"
+#include "common/pg_prng.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+
+#include "common/catalog.h"
+#include "common/compat.h"
+#include "subscription/subscription.h"
+
+/* streams that are blocked are known all, if there are no more than so many */
+#define KNOWN_STREAMS	1000
+
+typedef struct BlockedStream
+{
+	int64		stream;
+	bool		blocked;
+} BlockedStream;
+
+/* streams of the subscription in hand, as far as they were looked up */
+static HTAB *blocked = NULL;
+static bool all_known;
+
+/* positions delivered to this transaction; in TopTransactionContext */
+typedef struct Delivered
+{
+	int32		subscription_id;
+	int64		position;
+	int64		stream;
+} Delivered;
+
+static Delivered *delivered = NULL;
+static int	ndelivered = 0;
+static int	delivered_room = 0;
+
+static Statement blocked_streams = {
+	"SELECT DISTINCT f.stream_id FROM event_store.subscription_failure AS f"
+	" WHERE f.subscription_id = $1 LIMIT $2",
+	2, {INT4OID, INT8OID}
+};
+
+static Statement is_blocked = {
+	"SELECT FROM event_store.subscription_failure AS f"
+	" WHERE f.subscription_id = $1 AND f.stream_id = $2 LIMIT 1",
+	2, {INT4OID, INT8OID}
+};
+
+static Statement park = {
+	"INSERT INTO event_store.subscription_failure AS f"
+	" (subscription_id, position, stream_id, slot, consumer, leased_until, due)"
+	" SELECT $1, e.position, e.stream, e.slot, $5, $6, $6"
+	" FROM unnest($2, $3, $4) AS e (position, stream, slot)",
+	6, {INT4OID, INT8ARRAYOID, INT8ARRAYOID, INT4ARRAYOID, TEXTOID, TIMESTAMPTZOID}
+};
+
+static Statement add = {
+	"INSERT INTO event_store.subscription_failure AS f"
+	" (subscription_id, position, stream_id, slot, attempts, dead, retry_at, due, error, failed_by,"
+	" first_failed_at, failed_at)"
+	" VALUES ($1, $2, $3, $4, 1, $5, $6, $6, $7, $8, pg_catalog.clock_timestamp(),"
+	" pg_catalog.clock_timestamp())",
+	8, {INT4OID, INT8OID, INT8OID, INT4OID, BOOLOID, TIMESTAMPTZOID, TEXTOID, TEXTOID}
+};
+
+/* what has failed once more, if it is the consumer's */
+static Statement find_for_nack = {
+	"SELECT f.stream_id, f.attempts FROM event_store.subscription_failure AS f"
+	" WHERE f.subscription_id = $1 AND f.position = $2 AND NOT f.dead"
+	" AND CASE WHEN f.consumer IS NULL THEN f.due IS NOT NULL OR $4"
+	" ELSE f.consumer = $3 OR $3 IS NULL END FOR UPDATE",
+	4, {INT4OID, INT8OID, TEXTOID, BOOLOID}
+};
+
+static Statement fail_again = {
+	"UPDATE event_store.subscription_failure AS f SET attempts = $3, dead = $4, suspect = false,"
+	" retry_at = $5, due = $5, error = $6, failed_by = coalesce(f.consumer, $7), consumer = NULL,"
+	" leased_until = NULL, failed_at = pg_catalog.clock_timestamp(),"
+	" first_failed_at = coalesce(f.first_failed_at, pg_catalog.clock_timestamp())"
+	" WHERE f.subscription_id = $1 AND f.position = $2",
+	7, {INT4OID, INT8OID, INT4OID, BOOLOID, TIMESTAMPTZOID, TEXTOID, TEXTOID}
+};
+
+/* what was delivered behind an event of its stream that has failed */
+static Statement recall = {
+	"UPDATE event_store.subscription_failure AS f SET consumer = NULL, leased_until = NULL, due = NULL"
+	" WHERE f.subscription_id = $1 AND f.stream_id = $2 AND f.position > $3"
+	" AND (f.consumer IS NOT NULL OR f.due IS NOT NULL)",
+	3, {INT4OID, INT8OID, INT8OID}
+};
+
+/* only the first of a stream is due … */
+static Statement unset_due = {
+	"UPDATE event_store.subscription_failure AS f SET due = NULL"
+	" WHERE f.subscription_id = $1 AND f.stream_id = ANY ($2) AND f.due IS NOT NULL"
+	" AND f.consumer IS NULL AND EXISTS (SELECT FROM event_store.subscription_failure AS e"
+	" WHERE e.subscription_id = $1 AND e.stream_id = f.stream_id AND e.position < f.position)",
+	2, {INT4OID, INT8ARRAYOID}
+};
+
+/* … and that one is, if nobody has it and it is not dead */
+static Statement set_due = {
+	"UPDATE event_store.subscription_failure AS f"
+	" SET due = coalesce(f.retry_at, pg_catalog.clock_timestamp())"
+	" FROM pg_catalog.unnest($2) AS s (stream_id), LATERAL"
+	" (SELECT e.position FROM event_store.subscription_failure AS e"
+	" WHERE e.subscription_id = $1 AND e.stream_id = s.stream_id ORDER BY e.position LIMIT 1) AS h"
+	" WHERE f.subscription_id = $1 AND f.position = h.position AND f.due IS NULL AND NOT f.dead",
+	2, {INT4OID, INT8ARRAYOID}
+};
+
+#define TAKE \
+"SELECT f.position, f.stream_id, f.attempts, f.suspect FROM event_store.subscription_failure AS f" \
+" WHERE f.subscription_id = $1 AND f.slot = ANY ($2) AND f.due <= pg_catalog.clock_timestamp()" \
+" AND f.consumer IS NULL AND NOT f.dead AND f.position <> ALL ($3)" \
+" ORDER BY f.suspect DESC, f.due, f.position LIMIT $4"
+
+static Statement take_in_order = {TAKE, 4, {INT4OID, INT4ARRAYOID, INT8ARRAYOID, INT8OID}};
+static Statement take_for_anyone = {
+	TAKE " FOR UPDATE SKIP LOCKED", 4, {INT4OID, INT4ARRAYOID, INT8ARRAYOID, INT8OID}
+};
+
+/* those behind the first of a stream */
+static Statement behind = {
+	"SELECT f.position, f.attempts > 0 OR f.suspect OR f.consumer IS NOT NULL OR f.dead"
+	" FROM event_store.subscription_failure AS f"
+	" WHERE f.subscription_id = $1 AND f.stream_id = $2 AND f.position > $3"
+	" ORDER BY f.position LIMIT $4",
+	4, {INT4OID, INT8OID, INT8OID, INT8OID}
+};
+
+static Statement lease = {
+	"UPDATE event_store.subscription_failure AS f SET consumer = $3, leased_until = $4, due = $4"
+	" WHERE f.subscription_id = $1 AND f.position = ANY ($2)",
+	4, {INT4OID, INT8ARRAYOID, TEXTOID, TIMESTAMPTZOID}
+};
+
+static Statement settle = {
+	"DELETE FROM event_store.subscription_failure AS f WHERE f.subscription_id = $1"
+	" AND f.position = ANY ($2) AND NOT f.dead"
+	" AND CASE WHEN f.consumer IS NULL THEN f.due IS NOT NULL OR f.position = ANY ($4)"
+	" ELSE f.consumer = $3 OR $3 IS NULL END"
+	" RETURNING f.stream_id",
+	4, {INT4OID, INT8ARRAYOID, TEXTOID, INT8ARRAYOID}
+};
+
+static Statement settle_up_to = {
+	"DELETE FROM event_store.subscription_failure AS f WHERE f.subscription_id = $1"
+	" AND f.position <= $2 AND NOT f.dead"
+	" AND CASE WHEN f.consumer IS NULL THEN f.position = ANY ($4) ELSE f.consumer = $3 END"
+	" RETURNING f.stream_id",
+	4, {INT4OID, INT8OID, TEXTOID, INT8ARRAYOID}
+};
+
+static Statement slots_of_positions = {
+	"SELECT DISTINCT f.slot FROM event_store.subscription_failure AS f"
+	" WHERE f.subscription_id = $1 AND NOT f.dead"
+	" AND CASE WHEN $2 IS NULL THEN f.position <= $3 ELSE f.position = ANY ($2) END ORDER BY 1",
+	3, {INT4OID, INT8ARRAYOID, INT8OID}
+};
+
+static Statement next_due = {
+	"SELECT least("
+	"(SELECT min(f.due) FROM event_store.subscription_failure AS f"
+	" WHERE f.subscription_id = $1 AND f.due IS NOT NULL),"
+	" (SELECT min(b.leased_until) FROM event_store.subscription_batch AS b"
+	" WHERE b.subscription_id = $1 AND b.consumer IS NOT NULL)),"
+	" EXISTS (SELECT FROM event_store.subscription_batch AS b"
+	" WHERE b.subscription_id = $1 AND b.consumer IS NULL)",
+	1, {INT4OID}
+};
+
+#define IS_OVER \
+" (b.leased_until <= pg_catalog.clock_timestamp() AND NOT EXISTS" \
+" (SELECT FROM event_store.subscription_consumer AS c WHERE c.subscription_id = b.subscription_id" \
+" AND c.consumer = b.consumer AND c.expires_at > pg_catalog.clock_timestamp()))"
+
+static Statement reclaim = {
+	"UPDATE event_store.subscription_failure AS f SET consumer = NULL, leased_until = NULL,"
+	" suspect = f.suspect OR $3 IS NULL,"
+	" attempts = CASE WHEN $3 IS NOT NULL THEN f.attempts WHEN f.suspect THEN f.attempts + 1"
+	" ELSE greatest(f.attempts, least(f.attempts + 1, $4 - 1)) END,"
+	" dead = $3 IS NULL AND f.suspect AND f.attempts + 1 >= $4,"
+	" due = NULL, retry_at = NULL, failed_by = f.consumer,"
+	" error = CASE WHEN $3 IS NULL THEN 'the consumer fell silent' ELSE f.error END,"
+	" first_failed_at = CASE WHEN $3 IS NULL"
+	" THEN coalesce(f.first_failed_at, pg_catalog.clock_timestamp()) ELSE f.first_failed_at END,"
+	" failed_at = CASE WHEN $3 IS NULL THEN pg_catalog.clock_timestamp() ELSE f.failed_at END"
+	" WHERE f.subscription_id = $1 AND f.position IN"
+	" (SELECT b.position FROM event_store.subscription_failure AS b"
+	" WHERE b.subscription_id = $1 AND b.due IS NOT NULL AND b.consumer IS NOT NULL"
+	" AND b.slot = ANY ($2)"
+	" AND CASE WHEN $3 IS NULL THEN" IS_OVER " ELSE b.consumer = $3 END"
+	" FOR UPDATE SKIP LOCKED)"
+	" RETURNING f.stream_id, f.dead",
+	4, {INT4OID, INT4ARRAYOID, TEXTOID, INT4OID}
+};
+
+static Statement take_back = {
+	"INSERT INTO event_store.subscription_failure AS f"
+	" (subscription_id, position, stream_id, slot, attempts, dead, suspect, error, failed_by,"
+	" first_failed_at, failed_at)"
+	" SELECT $1, e.position, e.stream, e.slot, $5, $6, $7,"
+	" CASE WHEN $7 THEN 'the consumer fell silent' END, $8,"
+	" CASE WHEN $7 THEN pg_catalog.clock_timestamp() END,"
+	" CASE WHEN $7 THEN pg_catalog.clock_timestamp() END"
+	" FROM unnest($2, $3, $4) AS e (position, stream, slot)",
+	8, {INT4OID, INT8ARRAYOID, INT8ARRAYOID, INT4ARRAYOID, INT4OID, BOOLOID, BOOLOID, TEXTOID}
+};
+
+/* competing: each is due by itself */
+static Statement set_all_due = {
+	"UPDATE event_store.subscription_failure AS f"
+	" SET due = coalesce(f.retry_at, pg_catalog.clock_timestamp())"
+	" WHERE f.subscription_id = $1 AND f.stream_id = ANY ($2) AND f.due IS NULL AND NOT f.dead",
+	2, {INT4OID, INT8ARRAYOID}
+};
+
+/* ----------------------------------------------------------------
+ * What was delivered to this transaction
+ * ----------------------------------------------------------------
+ */
+
+void
+failure_forget(void)
+{
+	delivered = NULL;
+	ndelivered = delivered_room = 0;
+}
+
+static void
+note_delivered(int32 subscription_id, int64 position, int64 stream)
+{
+	if (ndelivered == delivered_room)
+	{
+		delivered_room = Max(delivered_room * 2, 16);
+		if (delivered == NULL)
+			delivered = MemoryContextAlloc(TopTransactionContext,
+										   sizeof(Delivered) * delivered_room);
+		else
+			delivered = repalloc(delivered, sizeof(Delivered) * delivered_room);
+	}
+	delivered[ndelivered].subscription_id = subscription_id;
+	delivered[ndelivered].stream = stream;
+	delivered[ndelivered++].position = position;
+}
+
+static Datum
+delivered_positions(int32 subscription_id)
+{
+	int64	   *positions = palloc(sizeof(int64) * Max(ndelivered, 1));
+	int			n = 0;
+
+	for (int i = 0; i < ndelivered; i++)
+		if (delivered[i].subscription_id == subscription_id)
+			positions[n++] = delivered[i].position;
+	return state_int64_array(positions, n);
+}
+
+static bool
+was_delivered(int32 subscription_id, int64 position)
+{
+	for (int i = 0; i < ndelivered; i++)
+		if (delivered[i].subscription_id == subscription_id && delivered[i].position == position)
+			return true;
+	return false;
+}
+
+/* An event counts as delivered no more, nor do those of its stream behind it. */
+static void
+recall_delivered(int32 subscription_id, int64 position, int64 stream, bool those_behind)
+{
+	int			n = 0;
+
+	for (int i = 0; i < ndelivered; i++)
+	{
+		const Delivered *d = &delivered[i];
+
+		if (d->subscription_id == subscription_id && d->stream == stream &&
+			(d->position == position || (those_behind && d->position > position)))
+			continue;
+		delivered[n++] = *d;
+	}
+	ndelivered = n;
+}
+
+/* ----------------------------------------------------------------
+ * Which streams are blocked
+ * ----------------------------------------------------------------
+ */
+
+/* Begins to work with a subscription: nothing is known of its streams. */
+void
+failure_begin(Subscription *subscription)
+{
+	HASHCTL		control;
+	Datum		values[2];
+	OwnerSwitch saved;
+	uint64		n;
+
+	blocked = NULL;
+	all_known = true;
+	/* where slots are locked one by one, that was read before they were */
+	if (subscription->competing ||
+		(state_is_direct(subscription) && !subscription->has_failures))
+		return;
+	control.keysize = sizeof(int64);
+	control.entrysize = sizeof(BlockedStream);
+	control.hcxt = CurrentMemoryContext;
+	blocked = hash_create("event_store blocked streams", 64, &control,
+						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = Int64GetDatum(KNOWN_STREAMS + 1);
+	state_begin(&saved);
+	n = plans_execute(&blocked_streams, values, NULL);
+	for (uint64 i = 0; i < n; i++)
+	{
+		bool		isnull;
+		int64		stream = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i],
+														 SPI_tuptable->tupdesc, 1, &isnull));
+		BlockedStream *entry = hash_search(blocked, &stream, HASH_ENTER, NULL);
+
+		entry->blocked = true;
+	}
+	state_end(&saved);
+	all_known = n <= KNOWN_STREAMS;
+	subscription->has_failures = n > 0;
+	if (n == 0)
+		blocked = NULL;
+}
+
+bool
+failure_blocks(Subscription *subscription, int64 stream)
+{
+	BlockedStream *entry;
+	Datum		values[2];
+	OwnerSwitch saved;
+	bool		found;
+
+	if (blocked == NULL)
+		return false;
+	entry = hash_search(blocked, &stream, all_known ? HASH_FIND : HASH_ENTER, &found);
+	if (entry == NULL)
+		return false;
+	if (!found)
+	{
+		values[0] = Int32GetDatum(subscription->id);
+		values[1] = Int64GetDatum(stream);
+		state_begin(&saved);
+		entry->blocked = plans_execute(&is_blocked, values, NULL) > 0;
+		state_end(&saved);
+	}
+	return entry->blocked;
+}
+
+/* ----------------------------------------------------------------
+ * Coming in
+ * ----------------------------------------------------------------
+ */
+
+static Datum
+consumer_datum(const Consumer *consumer)
+{
+	return consumer->name != NULL ? PointerGetDatum(consumer->name) : state_text("");
+}
+
+static Datum
+slots_of(const Subscription *subscription, const EventList *events)
+{
+	int		   *slots = palloc(sizeof(int) * Max(events->count, 1));
+
+	for (int i = 0; i < events->count; i++)
+		slots[i] = state_slot_of(subscription, events->streams[i]);
+	return state_int32_array(slots, events->count);
+}
+
+/* Sees to it that the first of each of these streams is due, and no other. */
+static void
+set_heads(Subscription *subscription, const int64 *streams, int count, bool came_in)
+{
+	Datum		values[2];
+
+	if (count == 0)
+		return;
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = state_int64_array(streams, count);
+	if (subscription->competing)
+	{
+		(void) plans_execute(&set_all_due, values, NULL);
+		return;
+	}
+	if (came_in)
+		(void) plans_execute(&unset_due, values, NULL);
+	(void) plans_execute(&set_due, values, NULL);
+}
+
+/*
+ * Puts events behind others of their streams that have failed, or that will be
+ * put there in this call.  holder: they are still out, under the lease of this
+ * one; in_hand: or with this transaction.
+ */
+void
+failure_park(Subscription *subscription, const EventList *events, const Consumer *holder,
+			 bool in_hand)
+{
+	Datum		values[6];
+	OwnerSwitch saved;
+
+	if (events->count == 0)
+		return;
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = state_int64_array(events->positions, events->count);
+	values[2] = state_int64_array(events->streams, events->count);
+	values[3] = slots_of(subscription, events);
+	values[4] = holder == NULL ? (Datum) 0 : consumer_datum(holder);
+	values[5] = holder == NULL ? (Datum) 0 : TimestampTzGetDatum(holder->until);
+	state_begin(&saved);
+	(void) plans_execute(&park, values, holder == NULL ? "    nn" : NULL);
+	state_end(&saved);
+	for (int i = 0; i < events->count && in_hand; i++)
+		note_delivered(subscription->id, events->positions[i], events->streams[i]);
+	subscription->has_failures = true;
+}
+
+/* When an event that has failed so often is tried again. */
+static TimestampTz
+retry_time(const Subscription *subscription, int attempts, const Interval *retry_after)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	double		delay;
+
+	if (retry_after != NULL)
+		return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+													   TimestampTzGetDatum(now),
+													   IntervalPGetDatum(unconstify(Interval *, retry_after))));
+	delay = subscription->first_delay * pow(subscription->delay_factor, attempts - 1);
+	if (isnan(delay) || delay > subscription->max_delay)
+		delay = subscription->max_delay;
+	delay *= 1 + subscription->jitter * (2 * pg_prng_double(&pg_global_prng_state) - 1);
+	return now + (int64) (delay * USECS_PER_SEC);
+}
+
+/* An event has failed for the first time; returns whether it is dead. */
+bool
+failure_add(Subscription *subscription, int64 position, int64 stream, const char *error,
+			const Interval *retry_after, const Consumer *consumer)
+{
+	bool		dead = subscription->max_attempts <= 1;
+	char		nulls[9] = "        ";
+	Datum		values[8];
+	OwnerSwitch saved;
+
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = Int64GetDatum(position);
+	values[2] = Int64GetDatum(stream);
+	values[3] = Int32GetDatum(state_slot_of(subscription, stream));
+	values[4] = BoolGetDatum(dead);
+	values[5] = TimestampTzGetDatum(retry_time(subscription, 1, retry_after));
+	nulls[5] = dead ? 'n' : ' ';
+	values[6] = state_text(error);
+	values[7] = consumer->name == NULL ? (Datum) 0 : PointerGetDatum(consumer->name);
+	nulls[7] = consumer->name == NULL ? 'n' : ' ';
+	state_begin(&saved);
+	(void) plans_execute(&add, values, nulls);
+	if (!subscription->competing)
+		set_heads(subscription, &stream, 1, true);
+	state_end(&saved);
+	subscription->has_failures = true;
+	return dead;
+}
+
+/* One that had failed before has failed again.  False if it is not there. */
+bool
+failure_again(Subscription *subscription, int64 position, const char *error,
+			  const Interval *retry_after, const Consumer *consumer, bool *dead)
+{
+	char		nulls[8] = "       ";
+	bool		found;
+	Datum		values[7];
+	OwnerSwitch saved;
+
+	state_begin(&saved);
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = Int64GetDatum(position);
+	values[2] = consumer->name == NULL ? (Datum) 0 : PointerGetDatum(consumer->name);
+	values[3] = BoolGetDatum(was_delivered(subscription->id, position));
+	found = plans_execute(&find_for_nack, values, consumer->name == NULL ? "  n " : NULL) > 0;
+	if (found)
+	{
+		HeapTuple	row = SPI_tuptable->vals[0];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		bool		isnull;
+		int64		stream = DatumGetInt64(SPI_getbinval(row, desc, 1, &isnull));
+		int			attempts = DatumGetInt32(SPI_getbinval(row, desc, 2, &isnull)) + 1;
+
+		*dead = attempts >= subscription->max_attempts;
+		values[2] = Int32GetDatum(attempts);
+		values[3] = BoolGetDatum(*dead);
+		values[4] = TimestampTzGetDatum(retry_time(subscription, attempts, retry_after));
+		nulls[4] = *dead ? 'n' : ' ';
+		values[5] = state_text(error);
+		values[6] = consumer->name == NULL ? (Datum) 0 : PointerGetDatum(consumer->name);
+		nulls[6] = consumer->name == NULL ? 'n' : ' ';
+		(void) plans_execute(&fail_again, values, nulls);
+		recall_delivered(subscription->id, position, stream, !subscription->competing);
+		if (!subscription->competing)
+		{
+			values[1] = Int64GetDatum(stream);
+			values[2] = Int64GetDatum(position);
+			(void) plans_execute(&recall, values, NULL);
+			set_heads(subscription, &stream, 1, true);
+		}
+	}
+	state_end(&saved);
+	return found;
+}
+
+/*
+ * Takes back what a consumer had under a lease: it fell silent, or it leaves of
+ * its own accord, which counts for nothing.  alone: it had nothing else.
+ */
+void
+failure_take_back(Subscription *subscription, const EventList *events, bool silent,
+				  bool alone, text *consumer)
+{
+	bool		dead = silent && alone && subscription->max_attempts <= 1;
+	Datum		values[8];
+	OwnerSwitch saved;
+
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = state_int64_array(events->positions, events->count);
+	values[2] = state_int64_array(events->streams, events->count);
+	values[3] = slots_of(subscription, events);
+	values[4] = Int32GetDatum(!silent ? 0 : alone ? 1 : Min(1, subscription->max_attempts - 1));
+	values[5] = BoolGetDatum(dead);
+	values[6] = BoolGetDatum(silent);
+	values[7] = PointerGetDatum(consumer);
+	state_begin(&saved);
+	(void) plans_execute(&take_back, values, NULL);
+	set_heads(subscription, events->streams, events->count, true);
+	state_end(&saved);
+	subscription->has_failures = true;
+	if (state_is_direct(subscription))
+		state_write(subscription, 0);
+	if (silent)
+		breaker_failed(subscription, 1, dead ? 1 : 0);
+}
+
+/* The same for what had failed before, and was out under a lease again. */
+void
+failure_reclaim(Subscription *subscription, const int *slots, int nslots, text *leaving)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum		values[4];
+	OwnerSwitch saved;
+	uint64		n;
+	int64	   *streams;
+	int			dead = 0;
+
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = state_int32_array(slots, nslots);
+	values[2] = PointerGetDatum(leaving);
+	values[3] = Int32GetDatum(subscription->max_attempts);
+	state_begin(&saved);
+	n = plans_execute(&reclaim, values, leaving == NULL ? "  n " : NULL);
+	streams = MemoryContextAlloc(context, sizeof(int64) * Max(n, 1));
+	for (uint64 i = 0; i < n; i++)
+	{
+		bool		isnull;
+
+		streams[i] = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+												 1, &isnull));
+		if (DatumGetBool(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull)))
+			dead++;
+	}
+	set_heads(subscription, streams, (int) n, true);
+	state_end(&saved);
+	if (n > 0 && state_is_direct(subscription))
+		state_write(subscription, 0);
+	if (n > 0 && leaving == NULL)
+		breaker_failed(subscription, 1, dead);
+}
+
+/* ----------------------------------------------------------------
+ * Going out
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * Takes what is due in some slots, which are locked: the retries are in the
+ * caller's context, ascending.  alone: there is one, and nothing may be delivered
+ * with it.
+ */
+int
+failure_take(Subscription *subscription, const int *slots, int nslots, int max_count,
+			 const Consumer *consumer, Retry **retries, bool *alone)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum		values[4];
+	OwnerSwitch saved;
+	SPITupleTable *table;
+	int			found;
+	int			count = 0;
+	int			room = Min(max_count, 10000);
+	int64	   *positions;
+	int64	   *streams = palloc(sizeof(int64) * room);
+
+	*alone = false;
+	*retries = palloc(sizeof(Retry) * room);
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = state_int32_array(slots, nslots);
+	values[2] = delivered_positions(subscription->id);
+	values[3] = Int64GetDatum(room);
+	state_begin(&saved);
+	found = (int) plans_execute(subscription->competing ? &take_for_anyone : &take_in_order,
+								values, NULL);
+	table = SPI_tuptable;
+	for (int i = 0; i < found && count < room; i++)
+	{
+		HeapTuple	row = table->vals[i];
+		bool		isnull;
+		int64		position = DatumGetInt64(SPI_getbinval(row, table->tupdesc, 1, &isnull));
+		int64		stream = DatumGetInt64(SPI_getbinval(row, table->tupdesc, 2, &isnull));
+		int			attempts = DatumGetInt32(SPI_getbinval(row, table->tupdesc, 3, &isnull));
+		bool		suspect = DatumGetBool(SPI_getbinval(row, table->tupdesc, 4, &isnull));
+
+		(*retries)[count].position = position;
+		streams[count] = stream;
+		(*retries)[count++].attempt = attempts + 1;
+		if (suspect)
+		{
+			*alone = true;
+			break;
+		}
+		if (attempts > 0 || subscription->competing || count == room)
+			continue;
+		values[1] = Int64GetDatum(stream);
+		values[2] = Int64GetDatum(position);
+		values[3] = Int64GetDatum(room - count);
+		(void) plans_execute(&behind, values, NULL);
+		for (uint64 k = 0; k < SPI_processed; k++)
+		{
+			row = SPI_tuptable->vals[k];
+			if (DatumGetBool(SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &isnull)))
+				break;
+			streams[count] = stream;
+			(*retries)[count].position =
+				DatumGetInt64(SPI_getbinval(row, SPI_tuptable->tupdesc, 1, &isnull));
+			(*retries)[count++].attempt = 1;
+		}
+	}
+	if (count > 0 && consumer->leases)
+	{
+		positions = palloc(sizeof(int64) * count);
+		for (int i = 0; i < count; i++)
+			positions[i] = (*retries)[i].position;
+		values[0] = Int32GetDatum(subscription->id);
+		values[1] = state_int64_array(positions, count);
+		values[2] = consumer_datum(consumer);
+		values[3] = TimestampTzGetDatum(consumer->until);
+		(void) plans_execute(&lease, values, NULL);
+	}
+	state_end(&saved);
+	MemoryContextSwitchTo(context);
+	if (!consumer->leases)
+		for (int i = 0; i < count; i++)
+			note_delivered(subscription->id, (*retries)[i].position, streams[i]);
+	return count;
+}
+
+/*
+ * Events are done: those at the given positions, or those up to one that were
+ * delivered.  Returns how many there were.
+ */
+int64
+failure_settle(Subscription *subscription, const int64 *positions, int count, int64 up_to,
+			   const Consumer *consumer)
+{
+	Datum		values[4];
+	OwnerSwitch saved;
+	const char *nulls = NULL;
+	int64	   *streams;
+	uint64		n;
+
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = positions == NULL ? Int64GetDatum(up_to) : state_int64_array(positions, count);
+	if (positions != NULL && consumer->name == NULL)
+	{
+		values[2] = (Datum) 0;
+		nulls = "  n ";
+	}
+	else
+		values[2] = consumer_datum(consumer);
+	values[3] = delivered_positions(subscription->id);
+	state_begin(&saved);
+	n = plans_execute(positions == NULL ? &settle_up_to : &settle, values, nulls);
+	streams = palloc(sizeof(int64) * Max(n, 1));
+	for (uint64 i = 0; i < n; i++)
+	{
+		bool		isnull;
+
+		streams[i] = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+												 1, &isnull));
+	}
+	if (!subscription->competing)
+		set_heads(subscription, streams, (int) n, false);
+	state_end(&saved);
+	return (int64) n;
+}
+
+/* Locks the slots of what failure_settle() may take away. */
+void
+failure_lock_slots(Subscription *subscription, const int64 *positions, int count, int64 up_to)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum		values[3];
+	OwnerSwitch saved;
+	int		   *slots;
+	int			n;
+
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = positions == NULL ? (Datum) 0 : state_int64_array(positions, count);
+	values[2] = Int64GetDatum(up_to);
+	state_begin(&saved);
+	n = (int) plans_execute(&slots_of_positions, values, positions == NULL ? " n " : NULL);
+	slots = MemoryContextAlloc(context, sizeof(int) * Max(n, 1));
+	for (int i = 0; i < n; i++)
+	{
+		bool		isnull;
+
+		slots[i] = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+											   1, &isnull));
+	}
+	state_end(&saved);
+	for (int i = 0; i < n; i++)
+		(void) state_lock_part(subscription, LOCK_SLOT + slots[i], true);
+	pfree(slots);
+}
+
+/*
+ * When something happens by itself: an event is due, or a lease ends; 0: never.
+ * And is anything queued?
+ */
+TimestampTz
+failure_next_due(Subscription *subscription, bool *queued)
+{
+	Datum		values[1] = {Int32GetDatum(subscription->id)};
+	OwnerSwitch saved;
+	bool		isnull;
+	Datum		due;
+
+	state_begin(&saved);
+	(void) plans_execute(&next_due, values, NULL);
+	*queued = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+	due = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	if (isnull)
+		due = TimestampTzGetDatum(0);
+	state_end(&saved);
+	return DatumGetTimestampTz(due);
+}
+
+/* The first of each of these streams is due, now that something is gone or back. */
+void
+failure_set_heads(Subscription *subscription, const int64 *streams, int count)
+{
+	OwnerSwitch saved;
+
+	state_begin(&saved);
+	set_heads(subscription, streams, count, true);
+	state_end(&saved);
+}
