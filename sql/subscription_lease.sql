@@ -62,6 +62,38 @@ SELECT event_store.ack_up_to('one', 1000, 'c4');
 COMMIT;
 SELECT checkpoint, acknowledged, waiting, leased FROM event_store.subscriptions;
 
+-- the first time it falls silent, its events come together again; then each alone, until the one that kills is dead
+SELECT event_store.create_subscription('deadly', types => '{t}', max_attempts => 4);
+SELECT array_agg(position), array_agg(attempt) FROM event_store.poll('deadly', 9, 'c1', lease => '1 min');
+SELECT silence('deadly', 'c1');
+SELECT array_agg(position), array_agg(attempt) FROM event_store.poll('deadly', 9, 'c2', lease => '1 min');
+DO $$
+DECLARE
+	_event record;
+	_polls int := 0;
+	_done bigint[] := '{}';
+BEGIN
+	PERFORM silence('deadly', 'c2');
+	LOOP
+		_polls := _polls + 1;
+		SELECT array_agg(position) AS positions, array_agg(attempt) AS attempts INTO _event
+			FROM event_store.poll('deadly', 9, 'd' || _polls, lease => '1 min');
+		EXIT WHEN _event.positions IS NULL OR _event.positions[1] > 9;
+		IF _event.positions = '{3}' THEN
+			RAISE NOTICE '%', _event;
+			PERFORM silence('deadly', 'd' || _polls);
+		ELSE
+			_done := _done || _event.positions;
+			PERFORM event_store.ack('deadly', _event.positions, 'd' || _polls);
+			PERFORM event_store.leave('deadly', 'd' || _polls);
+		END IF;
+		EXIT WHEN _polls = 100;
+	END LOOP;
+	RAISE NOTICE '% polls: %', _polls, _done;
+END $$;
+SELECT position, attempts, error, parked FROM event_store.dead_letters('deadly');
+SELECT change, detail FROM event_store.subscription_history WHERE subscription = 'deadly' ORDER BY at LIMIT 3;
+
 -- slots: each stream has one, each slot one owner
 SELECT event_store.create_subscription('group', slots => 4, first_delay => '0', jitter => 0);
 CREATE TABLE got (n serial, consumer text, position bigint, stream text);

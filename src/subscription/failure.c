@@ -15,9 +15,10 @@
  * have not either may be delivered along with it.
  *
  * A consumer that falls silent leaves us with suspects: any of the events that
- * it had may be what it died of.  They are delivered alone, one at a time, so
- * the innocent pass, and the one that kills is found, and is a dead letter after
- * as many attempts as any other.
+ * it had may be what it died of.  Most often it is none of them, so they are
+ * delivered together once more.  Those with which a consumer falls silent again
+ * are delivered alone, one at a time: the innocent pass, and the one that kills is
+ * found, and is a dead letter after as many attempts as any other.
  */
 #include "postgres.h"
 
@@ -136,24 +137,36 @@ static Statement set_due = {
 	2, {INT4OID, INT8ARRAYOID}
 };
 
+/* a suspect is delivered alone: max is max_attempts */
+#define IS_ALONE(max) \
+"(f.suspect AND (f.attempts >= 2 OR f.attempts + 1 >= " max "))"
+
 #define TAKE \
-"SELECT f.position, f.stream_id, f.attempts, f.suspect FROM event_store.subscription_failure AS f" \
+"SELECT f.position, f.stream_id, f.attempts, f.suspect, " IS_ALONE("$5") \
+" FROM event_store.subscription_failure AS f" \
 " WHERE f.subscription_id = $1 AND f.slot = ANY ($2) AND f.due <= pg_catalog.clock_timestamp()" \
 " AND f.consumer IS NULL AND NOT f.dead AND f.position <> ALL ($3)" \
-" ORDER BY f.suspect DESC, f.due, f.position LIMIT $4"
+" ORDER BY 5 DESC, f.due, f.position LIMIT $4"
 
-static Statement take_in_order = {TAKE, 4, {INT4OID, INT4ARRAYOID, INT8ARRAYOID, INT8OID}};
-static Statement take_for_anyone = {
-	TAKE " FOR UPDATE SKIP LOCKED", 4, {INT4OID, INT4ARRAYOID, INT8ARRAYOID, INT8OID}
+static Statement take_in_order = {
+	TAKE, 5, {INT4OID, INT4ARRAYOID, INT8ARRAYOID, INT8OID, INT4OID}
 };
 
-/* those behind the first of a stream */
+static Statement take_for_anyone = {
+	TAKE " FOR UPDATE SKIP LOCKED", 5, {INT4OID, INT4ARRAYOID, INT8ARRAYOID, INT8OID, INT4OID}
+};
+
+/*
+ * Those behind the first of a stream, and whether they must wait for it: what
+ * has failed does, and a suspect behind one that is none.
+ */
 static Statement behind = {
-	"SELECT f.position, f.attempts > 0 OR f.suspect OR f.consumer IS NOT NULL OR f.dead"
+	"SELECT f.position, f.attempts, f.consumer IS NOT NULL OR f.dead OR " IS_ALONE("$6")
+	" OR (f.attempts > 0 AND NOT (f.suspect AND $5))"
 	" FROM event_store.subscription_failure AS f"
 	" WHERE f.subscription_id = $1 AND f.stream_id = $2 AND f.position > $3"
 	" ORDER BY f.position LIMIT $4",
-	4, {INT4OID, INT8OID, INT8OID, INT8OID}
+	6, {INT4OID, INT8OID, INT8OID, INT8OID, BOOLOID, INT4OID}
 };
 
 static Statement lease = {
@@ -205,9 +218,9 @@ static Statement next_due = {
 static Statement reclaim = {
 	"UPDATE event_store.subscription_failure AS f SET consumer = NULL, leased_until = NULL,"
 	" suspect = f.suspect OR $3 IS NULL,"
-	" attempts = CASE WHEN $3 IS NOT NULL THEN f.attempts WHEN f.suspect THEN f.attempts + 1"
+	" attempts = CASE WHEN $3 IS NOT NULL THEN f.attempts WHEN " IS_ALONE("$4") " THEN f.attempts + 1"
 	" ELSE greatest(f.attempts, least(f.attempts + 1, $4 - 1)) END,"
-	" dead = $3 IS NULL AND f.suspect AND f.attempts + 1 >= $4,"
+	" dead = $3 IS NULL AND " IS_ALONE("$4") " AND f.attempts + 1 >= $4,"
 	" due = NULL, retry_at = NULL, failed_by = f.consumer,"
 	" error = CASE WHEN $3 IS NULL THEN 'the consumer fell silent' ELSE f.error END,"
 	" first_failed_at = CASE WHEN $3 IS NULL"
@@ -623,7 +636,7 @@ failure_take(Subscription *subscription, const int *slots, int nslots, int max_c
 			 const Consumer *consumer, Retry **retries, bool *alone)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Datum		values[4];
+	Datum		values[6];
 	OwnerSwitch saved;
 	SPITupleTable *table;
 	int			found;
@@ -638,6 +651,7 @@ failure_take(Subscription *subscription, const int *slots, int nslots, int max_c
 	values[1] = state_int32_array(slots, nslots);
 	values[2] = delivered_positions(subscription->id);
 	values[3] = Int64GetDatum(room);
+	values[4] = Int32GetDatum(subscription->max_attempts);
 	state_begin(&saved);
 	found = (int) plans_execute(subscription->competing ? &take_for_anyone : &take_in_order,
 								values, NULL);
@@ -654,26 +668,29 @@ failure_take(Subscription *subscription, const int *slots, int nslots, int max_c
 		(*retries)[count].position = position;
 		streams[count] = stream;
 		(*retries)[count++].attempt = attempts + 1;
-		if (suspect)
+		if (DatumGetBool(SPI_getbinval(row, table->tupdesc, 5, &isnull)))
 		{
 			*alone = true;
 			break;
 		}
-		if (attempts > 0 || subscription->competing || count == room)
+		if ((attempts > 0 && !suspect) || subscription->competing || count == room)
 			continue;
 		values[1] = Int64GetDatum(stream);
 		values[2] = Int64GetDatum(position);
 		values[3] = Int64GetDatum(room - count);
+		values[4] = BoolGetDatum(suspect);
+		values[5] = Int32GetDatum(subscription->max_attempts);
 		(void) plans_execute(&behind, values, NULL);
 		for (uint64 k = 0; k < SPI_processed; k++)
 		{
 			row = SPI_tuptable->vals[k];
-			if (DatumGetBool(SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &isnull)))
+			if (DatumGetBool(SPI_getbinval(row, SPI_tuptable->tupdesc, 3, &isnull)))
 				break;
 			streams[count] = stream;
 			(*retries)[count].position =
 				DatumGetInt64(SPI_getbinval(row, SPI_tuptable->tupdesc, 1, &isnull));
-			(*retries)[count++].attempt = 1;
+			(*retries)[count++].attempt =
+				DatumGetInt32(SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &isnull)) + 1;
 		}
 	}
 	if (count > 0 && consumer->leases)
