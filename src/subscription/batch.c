@@ -61,7 +61,7 @@ typedef struct Batch
 	EventList	events;
 } Batch;
 
-static List *delivered = NIL;	/* in TopTransactionContext */
+static List *delivered = NIL;	/* in TopMemoryContext */
 
 static Statement insert = {
 	"INSERT INTO event_store.subscription_batch (subscription_id, slot, priority, first_position,"
@@ -126,6 +126,13 @@ static Statement rows_by_key = {
 	"SELECT " BATCH_COLUMNS " FROM event_store.subscription_batch AS b"
 	" WHERE b.subscription_id = $1 AND b.first_position = ANY ($2) AND b.consumer IS NULL"
 	" ORDER BY b.first_position FOR UPDATE",
+	2, {INT4OID, INT8ARRAYOID}
+};
+
+static Statement rows_left = {
+	"SELECT " BATCH_COLUMNS " FROM event_store.subscription_batch AS b"
+	" WHERE b.subscription_id = $1 AND b.first_position = ANY ($2) AND b.consumer IS NULL"
+	" ORDER BY b.first_position FOR UPDATE SKIP LOCKED",
 	2, {INT4OID, INT8ARRAYOID}
 };
 
@@ -204,6 +211,7 @@ static Statement deal_anew = {
 void
 batch_forget(void)
 {
+	list_free_deep(delivered);
 	delivered = NIL;
 }
 
@@ -229,7 +237,7 @@ note_delivered(int32 subscription_id, const EventList *row, int64 delivered_to)
 
 	if (d == NULL)
 	{
-		MemoryContext saved = MemoryContextSwitchTo(TopTransactionContext);
+		MemoryContext saved = MemoryContextSwitchTo(TopMemoryContext);
 
 		d = palloc(sizeof(Delivered));
 		delivered = lappend(delivered, d);
@@ -357,7 +365,10 @@ move_delivered(int32 subscription_id, const Batch *batch, const EventList *rest)
 	if (d == NULL)
 		return;
 	if (rest->count == 0)
+	{
 		delivered = list_delete_ptr(delivered, d);
+		pfree(d);
+	}
 	else
 	{
 		d->first_position = rest->positions[0];
@@ -968,4 +979,51 @@ batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *le
 				events += lists[k].count;
 		failure_take_back(subscription, &lists[i], leaving == NULL, events == 1, consumers[i]);
 	}
+}
+
+/* The subscriptions that anything was delivered of to this transaction. */
+List *
+batch_subscriptions(List *ids)
+{
+	ListCell   *cell;
+
+	foreach(cell, delivered)
+		ids = list_append_unique_int(ids, ((Delivered *) lfirst(cell))->subscription_id);
+	return ids;
+}
+
+/*
+ * The session ends in the middle of a transaction: takes out of rows what was
+ * delivered to it, as far as nobody else has it by now.
+ */
+void
+batch_give_up(Subscription *subscription, EventList *events)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum		values[2];
+	OwnerSwitch saved;
+	Batch	   *batches;
+	int			n;
+
+	state_begin(&saved);
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = delivered_keys(subscription->id, false, &n);
+	(void) plans_execute(&rows_left, values, NULL);
+	batches = read_batches(context, &n);
+	MemoryContextSwitchTo(context);
+	for (int i = 0; i < n; i++)
+	{
+		EventList  *row = &batches[i].events;
+		Delivered  *d = find_delivered(subscription->id, row->positions[0]);
+		EventList	rest = {0};
+
+		if (!subscription->competing && !state_is_direct(subscription) &&
+			!state_lock_part(subscription, LOCK_SLOT + batches[i].slot, false))
+			continue;
+		for (int k = 0; k < row->count; k++)
+			events_add(row->positions[k] <= d->delivered_to ? events : &rest,
+					   row->positions[k], row->streams[k]);
+		write_rest(subscription, &batches[i], &rest);
+	}
+	state_end(&saved);
 }

@@ -50,7 +50,7 @@ typedef struct BlockedStream
 static HTAB *blocked = NULL;
 static bool all_known;
 
-/* positions delivered to this transaction; in TopTransactionContext */
+/* positions delivered to this transaction; in TopMemoryContext */
 typedef struct Delivered
 {
 	int32		subscription_id;
@@ -228,12 +228,13 @@ static Statement reclaim = {
 	" failed_at = CASE WHEN $3 IS NULL THEN pg_catalog.clock_timestamp() ELSE f.failed_at END"
 	" WHERE f.subscription_id = $1 AND f.position IN"
 	" (SELECT b.position FROM event_store.subscription_failure AS b"
-	" WHERE b.subscription_id = $1 AND b.due IS NOT NULL AND b.consumer IS NOT NULL"
-	" AND b.slot = ANY ($2)"
-	" AND CASE WHEN $3 IS NULL THEN" IS_OVER " ELSE b.consumer = $3 END"
+	" WHERE b.subscription_id = $1 AND b.slot = ANY ($2)"
+	" AND CASE WHEN $5 IS NOT NULL THEN b.position = ANY ($5) AND b.consumer IS NULL AND NOT b.dead"
+	" ELSE b.due IS NOT NULL AND b.consumer IS NOT NULL"
+	" AND CASE WHEN $3 IS NULL THEN" IS_OVER " ELSE b.consumer = $3 END END"
 	" FOR UPDATE SKIP LOCKED)"
 	" RETURNING f.stream_id, f.dead",
-	4, {INT4OID, INT4ARRAYOID, TEXTOID, INT4OID}
+	5, {INT4OID, INT4ARRAYOID, TEXTOID, INT4OID, INT8ARRAYOID}
 };
 
 static Statement take_back = {
@@ -264,6 +265,8 @@ static Statement set_all_due = {
 void
 failure_forget(void)
 {
+	if (delivered != NULL)
+		pfree(delivered);
 	delivered = NULL;
 	ndelivered = delivered_room = 0;
 }
@@ -275,7 +278,7 @@ note_delivered(int32 subscription_id, int64 position, int64 stream)
 	{
 		delivered_room = Max(delivered_room * 2, 16);
 		if (delivered == NULL)
-			delivered = MemoryContextAlloc(TopTransactionContext,
+			delivered = MemoryContextAlloc(TopMemoryContext,
 										   sizeof(Delivered) * delivered_room);
 		else
 			delivered = repalloc(delivered, sizeof(Delivered) * delivered_room);
@@ -586,12 +589,17 @@ failure_take_back(Subscription *subscription, const EventList *events, bool sile
 		breaker_failed(subscription, 1, dead ? 1 : 0);
 }
 
-/* The same for what had failed before, and was out under a lease again. */
-void
-failure_reclaim(Subscription *subscription, const int *slots, int nslots, text *leaving)
+/*
+ * The same for what had failed before, and was out under a lease again; given_up:
+ * or delivered to a transaction whose session ends in the middle of it.
+ */
+static void
+reclaim_failed(Subscription *subscription, const int *slots, int nslots, text *leaving,
+			   bool given_up)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Datum		values[4];
+	Datum		values[5];
+	char		nulls[6] = "     ";
 	OwnerSwitch saved;
 	uint64		n;
 	int64	   *streams;
@@ -600,9 +608,12 @@ failure_reclaim(Subscription *subscription, const int *slots, int nslots, text *
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = state_int32_array(slots, nslots);
 	values[2] = PointerGetDatum(leaving);
+	nulls[2] = leaving == NULL ? 'n' : ' ';
 	values[3] = Int32GetDatum(subscription->max_attempts);
+	values[4] = given_up ? delivered_positions(subscription->id) : (Datum) 0;
+	nulls[4] = given_up ? ' ' : 'n';
 	state_begin(&saved);
-	n = plans_execute(&reclaim, values, leaving == NULL ? "  n " : NULL);
+	n = plans_execute(&reclaim, values, nulls);
 	streams = MemoryContextAlloc(context, sizeof(int64) * Max(n, 1));
 	for (uint64 i = 0; i < n; i++)
 	{
@@ -619,6 +630,42 @@ failure_reclaim(Subscription *subscription, const int *slots, int nslots, text *
 		state_write(subscription, 0);
 	if (n > 0 && leaving == NULL)
 		breaker_failed(subscription, 1, dead);
+}
+
+void
+failure_reclaim(Subscription *subscription, const int *slots, int nslots, text *leaving)
+{
+	reclaim_failed(subscription, slots, nslots, leaving, false);
+}
+
+/* The subscriptions that anything was delivered of to this transaction. */
+List *
+failure_subscriptions(List *ids)
+{
+	for (int i = 0; i < ndelivered; i++)
+		ids = list_append_unique_int(ids, delivered[i].subscription_id);
+	return ids;
+}
+
+/* What was delivered to this transaction, whose session ends; returns how much. */
+int
+failure_give_up(Subscription *subscription)
+{
+	int		   *slots = palloc(sizeof(int) * subscription->slots);
+	int			nslots = 0;
+	int			count = 0;
+
+	for (int i = 0; i < ndelivered; i++)
+		if (delivered[i].subscription_id == subscription->id)
+			count++;
+	if (count == 0)
+		return 0;
+	for (int slot = 1; slot <= subscription->slots; slot++)
+		if (subscription->competing || state_is_direct(subscription) ||
+			state_lock_part(subscription, LOCK_SLOT + slot, false))
+			slots[nslots++] = slot;
+	reclaim_failed(subscription, slots, nslots, NULL, true);
+	return count;
 }
 
 /* ----------------------------------------------------------------

@@ -22,6 +22,7 @@
 #include "nodes/pg_list.h"
 #include "nodes/plannodes.h"
 #include "pgstat.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
 #include "tcop/pquery.h"
@@ -64,7 +65,11 @@ typedef struct Delivered
 	int64		position;
 } Delivered;
 
-static List *delivered = NIL;	/* in TopTransactionContext */
+static List *delivered = NIL;	/* in TopMemoryContext */
+
+static int32 last_max_count = 1;	/* of the last poll */
+
+static bool dying = false;		/* what was delivered is being given up */
 
 static Delivered *
 delivered_of(int32 subscription_id, bool make)
@@ -81,7 +86,7 @@ delivered_of(int32 subscription_id, bool make)
 	}
 	if (!make)
 		return NULL;
-	saved = MemoryContextSwitchTo(TopTransactionContext);
+	saved = MemoryContextSwitchTo(TopMemoryContext);
 	found = palloc0(sizeof(Delivered));
 	found->subscription_id = subscription_id;
 	delivered = lappend(delivered, found);
@@ -111,6 +116,9 @@ poll_delivered_to(int32 subscription_id)
 static void
 forget_all(void)
 {
+	if (dying)
+		return;
+	list_free_deep(delivered);
 	delivered = NIL;
 	batch_forget();
 	failure_forget();
@@ -410,12 +418,21 @@ reslot(Subscription *subscription)
 	return false;
 }
 
+static void consumer_died(int code, Datum arg);
+
 /* Delivers what is open; returns how much. */
 static int64
 deliver(Request *request)
 {
+	static bool registered = false;
 	Consumer   *consumer = &request->consumer;
 	Subscription subscription;
+
+	if (!registered)
+	{
+		before_shmem_exit(consumer_died, (Datum) 0);
+		registered = true;
+	}
 
 	if (!state_read(request->name, STATE_TRY, &subscription))
 		return 0;
@@ -444,6 +461,7 @@ deliver(Request *request)
 	if (subscription.wanted_slots > 0 && !reslot(&subscription))
 		return 0;
 
+	last_max_count = request->max_count;
 	for (int deals = 0;; deals++)
 	{
 		bool		direct = state_is_direct(&subscription);
@@ -674,6 +692,122 @@ event_store_poll(PG_FUNCTION_ARGS)
 	}
 	wake_end_wait();
 	return (Datum) 0;
+}
+
+/* ----------------------------------------------------------------
+ * A consumer that dies
+ * ----------------------------------------------------------------
+ */
+
+/* events that a session gives up at its end, at most */
+#define MAX_GIVEN_UP	10000
+
+static Statement name_of_id = {
+	"SELECT s.name FROM event_store.subscription AS s WHERE s.id = $1",
+	1, {INT4OID}
+};
+
+/* What was delivered of one subscription has been tried once more. */
+static void
+give_up(int32 id)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum		values[1] = {Int32GetDatum(id)};
+	Subscription subscription;
+	EventList	events = {0};
+	OwnerSwitch saved;
+	text	   *name = NULL;
+	bool		isnull;
+	int64		up_to = poll_delivered_to(id);
+	int			failures;
+
+	state_begin(&saved);
+	if (plans_execute(&name_of_id, values, NULL) > 0)
+	{
+		MemoryContextSwitchTo(context);
+		name = DatumGetTextPCopy(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+											   &isnull));
+	}
+	state_end(&saved);
+	if (name == NULL || !state_read(name, STATE_TRY, &subscription) || subscription.id != id)
+		return;
+	wake_at_end();
+	failures = failure_give_up(&subscription);
+	if (batch_any_delivered(&subscription))
+	{
+		batch_give_up(&subscription, &events);
+		/* it may have dealt them itself, in the transaction that is no more */
+		if (events.count == 0 && batch_deal(&subscription, last_max_count))
+			batch_give_up(&subscription, &events);
+	}
+	if (state_is_direct(&subscription) && up_to > subscription.checkpoint)
+	{
+		SubscriptionScan *scan = subscription_scan_open(&subscription, subscription.checkpoint,
+														MAX_GIVEN_UP - events.count, true);
+		Datum		row[RE_NATTS];
+		bool		nulls[RE_NATTS];
+		int			first = events.count;
+
+		failure_begin(&subscription);
+		while (subscription_scan_next(scan, row, nulls))
+		{
+			int64		position = DatumGetInt64(row[RE_POSITION]);
+
+			if (position > up_to)
+				break;
+			if (!failure_blocks(&subscription, subscription_scan_stream(scan)))
+				events_add(&events, position, subscription_scan_stream(scan));
+		}
+		(void) subscription_scan_close(scan);
+		(void) ack_decide(&subscription, events.positions + first, events.count - first, 0, false);
+	}
+	if (events.count > 0)
+		failure_take_back(&subscription, &events, true, events.count + failures == 1,
+						  cstring_to_text(""));
+}
+
+/*
+ * A session that ends in the middle of a transaction that has polled: its
+ * consumer has died, as likely as not of an event that it was given.  The
+ * transaction can leave nothing behind, so another one notes the attempt.  Not if
+ * the session was ended from here (an administrator, a shutdown).
+ */
+static void
+consumer_died(int code, Datum arg)
+{
+	List	   *ids = NIL;
+	ListCell   *cell;
+
+	if (code != 0 && !ClientConnectionLost)
+		return;
+	foreach(cell, delivered)
+		if (((Delivered *) lfirst(cell))->position > 0)
+			ids = list_append_unique_int(ids, ((Delivered *) lfirst(cell))->subscription_id);
+	ids = batch_subscriptions(ids);
+	ids = failure_subscriptions(ids);
+	if (ids == NIL || !IsTransactionState() || RecoveryInProgress())
+		return;
+	dying = true;
+	AbortOutOfAnyTransaction();
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (catalog_store_exists())
+	{
+		Oid			user;
+		int			context;
+
+		/* whoever polled had the right to read them */
+		GetUserIdAndSecContext(&user, &context);
+		SetUserIdAndSecContext(catalog_owner(catalog_store()),
+							   context | SECURITY_LOCAL_USERID_CHANGE |
+							   SECURITY_RESTRICTED_OPERATION);
+		foreach(cell, ids)
+			give_up(lfirst_int(cell));
+		SetUserIdAndSecContext(user, context);
+	}
+	PopActiveSnapshot();
+	CommitTransactionCommand();
 }
 
 void

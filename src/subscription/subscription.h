@@ -179,6 +179,8 @@ extern int	batch_slots_held(Subscription *subscription, text *consumer, int **sl
 extern bool batch_any_delivered(const Subscription *subscription);
 extern void batch_reclaim(Subscription *subscription, const int *slots, int nslots,
 						  text *leaving);
+extern List *batch_subscriptions(List *ids);
+extern void batch_give_up(Subscription *subscription, EventList *events);
 extern void batch_forget(void);
 
 /* ----------------------------------------------------------------
@@ -214,6 +216,8 @@ extern void failure_lock_slots(Subscription *subscription, const int64 *position
 							   int count, int64 up_to);
 extern TimestampTz failure_next_due(Subscription *subscription, bool *queued);
 extern void failure_set_heads(Subscription *subscription, const int64 *streams, int count);
+extern List *failure_subscriptions(List *ids);
+extern int	failure_give_up(Subscription *subscription);
 extern void failure_forget(void);
 
 /* ----------------------------------------------------------------
