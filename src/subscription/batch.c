@@ -78,19 +78,19 @@ static Statement insert = {
 static Statement queued_in_order = {
 	"SELECT q.* FROM pg_catalog.unnest($2) AS s (slot), LATERAL ("
 	"SELECT " BATCH_COLUMNS " FROM event_store.subscription_batch AS b"
-	" WHERE b.subscription_id = $1 AND b.slot = s.slot AND b.consumer IS NULL"
-	" AND b.first_position <> ALL ($3)"
-	" ORDER BY b.priority DESC, b.first_position LIMIT $4) AS q"
+	" WHERE b.subscription_id = $1 AND b.slot = s.slot AND b.priority = 0 AND b.consumer IS NULL"
+	" AND b.first_position >= $5 AND b.first_position <> ALL ($3)"
+	" ORDER BY b.first_position LIMIT $4) AS q"
 	" ORDER BY q.first_position LIMIT $4",
-	4, {INT4OID, INT4ARRAYOID, INT8ARRAYOID, INT8OID}
+	5, {INT4OID, INT4ARRAYOID, INT8ARRAYOID, INT8OID, INT8OID}
 };
 
 static Statement queued_for_anyone = {
 	"SELECT " BATCH_COLUMNS " FROM event_store.subscription_batch AS b"
 	" WHERE b.subscription_id = $1 AND b.slot = 1 AND b.consumer IS NULL"
-	" AND b.first_position <> ALL ($2)"
+	" AND b.first_position >= $4 AND b.first_position <> ALL ($2)"
 	" ORDER BY b.priority DESC, b.first_position LIMIT $3 FOR UPDATE SKIP LOCKED",
-	3, {INT4OID, INT8ARRAYOID, INT8OID}
+	4, {INT4OID, INT8ARRAYOID, INT8OID, INT8OID}
 };
 
 static Statement lease_row = {
@@ -118,8 +118,8 @@ static Statement leased_rows = {
 	"SELECT " BATCH_COLUMNS " FROM event_store.subscription_batch AS b"
 	" WHERE b.subscription_id = $1 AND b.consumer IS NOT NULL"
 	" AND (b.consumer = $2 OR $2 IS NULL) AND b.first_position <= $4 AND b.last_position >= $3"
-	" ORDER BY b.first_position FOR UPDATE",
-	4, {INT4OID, TEXTOID, INT8OID, INT8OID}
+	" AND b.first_position >= $5 ORDER BY b.first_position FOR UPDATE",
+	5, {INT4OID, TEXTOID, INT8OID, INT8OID, INT8OID}
 };
 
 static Statement rows_by_key = {
@@ -141,17 +141,18 @@ static Statement rows_by_positions = {
 	"SELECT " BATCH_COLUMNS " FROM event_store.subscription_batch AS b"
 	" WHERE b.subscription_id = $1 AND b.consumer IS NULL"
 	" AND b.first_position <= $4 AND b.last_position >= $3 AND b.positions && $2"
-	" ORDER BY b.first_position FOR UPDATE",
-	4, {INT4OID, INT8ARRAYOID, INT8OID, INT8OID}
+	" AND b.first_position >= $5 ORDER BY b.first_position FOR UPDATE",
+	5, {INT4OID, INT8ARRAYOID, INT8OID, INT8OID, INT8OID}
 };
 
 static Statement slots_by_position = {
 	"SELECT b.slot FROM event_store.subscription_batch AS b"
 	" WHERE b.subscription_id = $1 AND b.first_position <= $2 AND b.last_position >= $2"
+	" AND b.first_position >= $4"
 	" AND $2 = ANY (b.positions) AND (b.consumer IS NULL OR b.consumer = $3 OR $3 IS NULL)"
 	" UNION ALL SELECT f.slot FROM event_store.subscription_failure AS f"
 	" WHERE f.subscription_id = $1 AND f.position = $2",
-	3, {INT4OID, INT8OID, TEXTOID}
+	4, {INT4OID, INT8OID, TEXTOID, INT8OID}
 };
 
 /* alive is whoever is heard of, or has time left in this row */
@@ -163,29 +164,35 @@ static Statement slots_by_position = {
 static Statement over_rows = {
 	"DELETE FROM event_store.subscription_batch AS d WHERE d.subscription_id = $1"
 	" AND d.first_position IN (SELECT b.first_position FROM event_store.subscription_batch AS b"
-	" WHERE b.subscription_id = $1 AND b.consumer IS NOT NULL AND b.slot = ANY ($2)"
-	" AND CASE WHEN $3 IS NULL THEN" IS_OVER " ELSE b.consumer = $3 END"
+	" WHERE b.subscription_id = $1 AND b.first_position >= $4 AND b.consumer IS NOT NULL"
+	" AND b.slot = ANY ($2) AND CASE WHEN $3 IS NULL THEN" IS_OVER " ELSE b.consumer = $3 END"
 	" FOR UPDATE SKIP LOCKED)"
 	" RETURNING d.positions, d.streams, d.consumer",
-	3, {INT4OID, INT4ARRAYOID, TEXTOID}
+	4, {INT4OID, INT4ARRAYOID, TEXTOID, INT8OID}
 };
 
 static Statement slots_in_use = {
 	"SELECT DISTINCT b.slot FROM event_store.subscription_batch AS b"
-	" WHERE b.subscription_id = $1 AND b.consumer IS NOT NULL AND b.consumer IS DISTINCT FROM $2"
-	" AND NOT" IS_OVER
+	" WHERE b.subscription_id = $1 AND b.first_position >= $3 AND b.consumer IS NOT NULL"
+	" AND b.consumer IS DISTINCT FROM $2 AND NOT" IS_OVER
 	" UNION SELECT b.slot FROM event_store.subscription_failure AS b"
 	" WHERE b.subscription_id = $1 AND b.consumer IS NOT NULL AND b.consumer IS DISTINCT FROM $2"
 	" AND NOT" IS_OVER,
-	2, {INT4OID, TEXTOID}
+	3, {INT4OID, TEXTOID, INT8OID}
 };
 
 static Statement slots_held = {
 	"SELECT b.slot FROM event_store.subscription_batch AS b"
-	" WHERE b.subscription_id = $1 AND b.consumer = $2"
+	" WHERE b.subscription_id = $1 AND b.first_position >= $3 AND b.consumer = $2"
 	" UNION SELECT f.slot FROM event_store.subscription_failure AS f"
 	" WHERE f.subscription_id = $1 AND f.consumer = $2 ORDER BY 1",
-	2, {INT4OID, TEXTOID}
+	3, {INT4OID, TEXTOID, INT8OID}
+};
+
+static Statement oldest_row = {
+	"SELECT b.first_position FROM event_store.subscription_batch AS b"
+	" WHERE b.subscription_id = $1 AND b.first_position >= $2 ORDER BY b.first_position LIMIT 1",
+	2, {INT4OID, INT8OID}
 };
 
 /* the same hash as state_slot_of() */
@@ -421,6 +428,26 @@ priority_of(const Subscription *subscription, Datum metadata, bool isnull)
 }
 
 /*
+ * Finds out where the rows begin now, for the next write of the cursor, which is
+ * locked.  Rows come in behind the cursor only, and those there are never get a
+ * lower key, so none will ever begin before that.
+ */
+static void
+note_oldest(Subscription *subscription)
+{
+	Datum		values[2];
+	bool		isnull;
+
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = Int64GetDatum(subscription->oldest);
+	if (plans_execute(&oldest_row, values, NULL) > 0)
+		subscription->oldest = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+														   SPI_tuptable->tupdesc, 1, &isnull));
+	else
+		subscription->oldest = subscription->checkpoint + 1;
+}
+
+/*
  * Deals out what follows the cursor.  False if there is nothing, or if another
  * is just doing it.
  */
@@ -480,6 +507,7 @@ batch_deal(Subscription *subscription, int max_count)
 	}
 
 	state_begin(&saved);
+	note_oldest(subscription);
 	if (subscription->competing)
 	{
 		EventList	events = {0};
@@ -575,7 +603,7 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 	state_begin(&saved);
 	while (got < max_count)
 	{
-		Datum		values[4];
+		Datum		values[5];
 		Batch	   *batches;
 		int			nkeys;
 		int			n;
@@ -586,6 +614,7 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 		{
 			values[1] = delivered_keys(subscription->id, true, &nkeys);
 			values[2] = Int64GetDatum(rows);
+			values[3] = Int64GetDatum(subscription->oldest);
 			(void) plans_execute(&queued_for_anyone, values, NULL);
 		}
 		else
@@ -593,6 +622,7 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 			values[1] = state_int32_array(slots, nslots);
 			values[2] = delivered_keys(subscription->id, true, &nkeys);
 			values[3] = Int64GetDatum(rows);
+			values[4] = Int64GetDatum(subscription->oldest);
 			(void) plans_execute(&queued_in_order, values, NULL);
 		}
 		batches = read_batches(context, &n);
@@ -651,6 +681,7 @@ batch_lease(Subscription *subscription, const EventList *events, const Consumer 
 	OwnerSwitch saved;
 
 	state_begin(&saved);
+	note_oldest(subscription);
 	for (int i = 0; i < events->count; i += MAX_BATCH)
 		insert_batch(subscription, 1, 0, events, i, Min(MAX_BATCH, events->count - i), consumer);
 	state_end(&saved);
@@ -712,13 +743,14 @@ batch_settle(Subscription *subscription, const int64 *positions, int count, int6
 	int64		low = positions == NULL ? 0 : count == 0 ? 1 : positions[0];
 	int64		high = positions == NULL ? up_to : count == 0 ? 0 : positions[count - 1];
 	int64		done = 0;
-	Datum		values[4];
+	Datum		values[5];
 	OwnerSwitch saved;
 
 	if (low > high)
 		return 0;
 	state_begin(&saved);
 	values[0] = Int32GetDatum(subscription->id);
+	values[4] = Int64GetDatum(subscription->oldest);
 	if (delivered != NIL)
 	{
 		int			nkeys;
@@ -738,7 +770,7 @@ batch_settle(Subscription *subscription, const int64 *positions, int count, int6
 		values[1] = any ? (Datum) 0 : consumer_datum(consumer);
 		values[2] = Int64GetDatum(low);
 		values[3] = Int64GetDatum(high);
-		(void) plans_execute(&leased_rows, values, any ? " n  " : NULL);
+		(void) plans_execute(&leased_rows, values, any ? " n   " : NULL);
 		done += settle_rows(subscription, context, positions, count, up_to);
 	}
 	/* what is queued is open, though it was not delivered to this transaction */
@@ -756,7 +788,7 @@ batch_settle(Subscription *subscription, const int64 *positions, int count, int6
 int
 batch_slot_of(Subscription *subscription, int64 position, const Consumer *consumer)
 {
-	Datum		values[3];
+	Datum		values[4];
 	OwnerSwitch saved;
 	bool		isnull;
 	int			slot = 0;
@@ -764,8 +796,9 @@ batch_slot_of(Subscription *subscription, int64 position, const Consumer *consum
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = Int64GetDatum(position);
 	values[2] = consumer->name == NULL ? (Datum) 0 : PointerGetDatum(consumer->name);
+	values[3] = Int64GetDatum(subscription->oldest);
 	state_begin(&saved);
-	if (plans_execute(&slots_by_position, values, consumer->name == NULL ? "  n" : NULL) > 0)
+	if (plans_execute(&slots_by_position, values, consumer->name == NULL ? "  n " : NULL) > 0)
 		slot = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
 										   &isnull));
 	state_end(&saved);
@@ -786,11 +819,12 @@ batch_remove(Subscription *subscription, int64 position, const Consumer *consume
 	int			counts[3] = {0};
 	bool		found = false;
 	int			nkeys;
-	Datum		values[4];
+	Datum		values[5];
 	OwnerSwitch saved;
 
 	state_begin(&saved);
 	values[0] = Int32GetDatum(subscription->id);
+	values[4] = Int64GetDatum(subscription->oldest);
 	/* delivered to this transaction */
 	values[1] = delivered_keys(subscription->id, false, &nkeys);
 	if (nkeys > 0)
@@ -802,7 +836,7 @@ batch_remove(Subscription *subscription, int64 position, const Consumer *consume
 	values[1] = consumer->name == NULL ? (Datum) 0 : PointerGetDatum(consumer->name);
 	values[2] = Int64GetDatum(0);
 	values[3] = Int64GetDatum(PG_INT64_MAX);
-	(void) plans_execute(&leased_rows, values, consumer->name == NULL ? " n  " : NULL);
+	(void) plans_execute(&leased_rows, values, consumer->name == NULL ? " n   " : NULL);
 	batches[1] = read_batches(context, &counts[1]);
 	/* queued: where there is no order, what was not delivered may fail, too */
 	if (subscription->competing)
@@ -891,14 +925,15 @@ int
 batch_slots_in_use(Subscription *subscription, const Consumer *except, int **slots)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Datum		values[2];
+	Datum		values[3];
 	OwnerSwitch saved;
 	int			count;
 
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = except->name == NULL ? (Datum) 0 : PointerGetDatum(except->name);
+	values[2] = Int64GetDatum(subscription->oldest);
 	state_begin(&saved);
-	(void) plans_execute(&slots_in_use, values, except->name == NULL ? " n" : NULL);
+	(void) plans_execute(&slots_in_use, values, except->name == NULL ? " n " : NULL);
 	count = read_slots(context, slots);
 	state_end(&saved);
 	return count;
@@ -909,12 +944,13 @@ int
 batch_slots_held(Subscription *subscription, text *consumer, int **slots)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Datum		values[2];
+	Datum		values[3];
 	OwnerSwitch saved;
 	int			count;
 
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = PointerGetDatum(consumer);
+	values[2] = Int64GetDatum(subscription->oldest);
 	state_begin(&saved);
 	(void) plans_execute(&slots_held, values, NULL);
 	count = read_slots(context, slots);
@@ -942,7 +978,7 @@ void
 batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *leaving)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Datum		values[3];
+	Datum		values[4];
 	OwnerSwitch saved;
 	int			count;
 	EventList  *lists;
@@ -951,8 +987,9 @@ batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *le
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = state_int32_array(slots, nslots);
 	values[2] = PointerGetDatum(leaving);
+	values[3] = Int64GetDatum(subscription->oldest);
 	state_begin(&saved);
-	count = (int) plans_execute(&over_rows, values, leaving == NULL ? "  n" : NULL);
+	count = (int) plans_execute(&over_rows, values, leaving == NULL ? "  n " : NULL);
 	lists = MemoryContextAllocZero(context, sizeof(EventList) * Max(count, 1));
 	consumers = MemoryContextAllocZero(context, sizeof(text *) * Max(count, 1));
 	for (int i = 0; i < count; i++)

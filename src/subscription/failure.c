@@ -204,10 +204,10 @@ static Statement next_due = {
 	"(SELECT min(f.due) FROM event_store.subscription_failure AS f"
 	" WHERE f.subscription_id = $1 AND f.due IS NOT NULL),"
 	" (SELECT min(b.leased_until) FROM event_store.subscription_batch AS b"
-	" WHERE b.subscription_id = $1 AND b.consumer IS NOT NULL)),"
+	" WHERE b.subscription_id = $1 AND b.first_position >= $2 AND b.consumer IS NOT NULL)),"
 	" EXISTS (SELECT FROM event_store.subscription_batch AS b"
-	" WHERE b.subscription_id = $1 AND b.consumer IS NULL)",
-	1, {INT4OID}
+	" WHERE b.subscription_id = $1 AND b.first_position >= $2 AND b.consumer IS NULL)",
+	2, {INT4OID, INT8OID}
 };
 
 #define IS_OVER \
@@ -835,7 +835,7 @@ failure_lock_slots(Subscription *subscription, const int64 *positions, int count
 TimestampTz
 failure_next_due(Subscription *subscription, bool *queued)
 {
-	Datum		values[1] = {Int32GetDatum(subscription->id)};
+	Datum		values[2] = {Int32GetDatum(subscription->id), Int64GetDatum(subscription->oldest)};
 	OwnerSwitch saved;
 	bool		isnull;
 	Datum		due;

@@ -89,14 +89,16 @@ static Statement set_slots = {
 static Statement full_slots = {
 	"SELECT s.slot, coalesce((SELECT sum(cardinality(q.positions)) FROM"
 	" (SELECT b.positions FROM event_store.subscription_batch AS b"
-	" WHERE b.subscription_id = $1 AND b.slot = s.slot AND b.consumer IS NULL LIMIT 8) AS q), 0)::int8"
+	" WHERE b.subscription_id = $1 AND b.slot = s.slot AND b.priority = 0 AND b.consumer IS NULL"
+	" AND b.first_position >= $3 LIMIT 8) AS q), 0)::int8"
 	" + (SELECT count(*) FROM event_store.subscription_failure AS f"
 	" WHERE f.subscription_id = $1 AND f.due <= pg_catalog.clock_timestamp() AND f.slot = s.slot)"
 	" + (SELECT count(*) FROM event_store.subscription_batch AS b"
 	" WHERE b.subscription_id = $1 AND b.consumer IS NOT NULL"
-	" AND b.leased_until <= pg_catalog.clock_timestamp() AND b.slot = s.slot)"
+	" AND b.leased_until <= pg_catalog.clock_timestamp() AND b.slot = s.slot"
+	" AND b.first_position >= $3)"
 	" FROM pg_catalog.unnest($2) AS s (slot)",
-	2, {INT4OID, INT4ARRAYOID}
+	3, {INT4OID, INT4ARRAYOID, INT8OID}
 };
 
 /*
@@ -299,12 +301,13 @@ group_slots(Subscription *subscription, const Consumer *consumer, int max_count,
 		}
 		if (!direct && nwanted > 0)
 		{
-			Datum		values[2];
+			Datum		values[3];
 			int64		sum = 0;
 			int			full = 0;
 
 			values[0] = Int32GetDatum(subscription->id);
 			values[1] = state_int32_array(wanted, nwanted);
+			values[2] = Int64GetDatum(subscription->oldest);
 			(void) plans_execute(&full_slots, values, NULL);
 			for (uint64 i = 0; i < SPI_processed && sum < max_count; i++)
 			{

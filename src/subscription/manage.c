@@ -283,8 +283,8 @@ event_store_create_subscription(PG_FUNCTION_ARGS)
 		" noted AS (INSERT INTO event_store.subscription_change (subscription_id, change, detail)"
 		" SELECT made.id, 'created', 'after position ' || $5 FROM made)"
 		" INSERT INTO event_store.subscription_cursor"
-		" (subscription_id, version, checkpoint, decided, replay_until, taken, taken_at, rate)"
-		" SELECT made.id, 1, $5, '{}', 0, 0, pg_catalog.clock_timestamp(), 0 FROM made";
+		" (subscription_id, version, checkpoint, decided, replay_until, oldest, taken, taken_at, rate)"
+		" SELECT made.id, 1, $5, '{}', 0, 0, 0, pg_catalog.clock_timestamp(), 0 FROM made";
 	Oid			first_types[CS_POLICY] = {TEXTOID, TEXTARRAYOID, TEXTARRAYOID, TEXTOID, INT8OID,
 	TEXTOID, INT4OID, TIMESTAMPTZOID, TEXTOID};
 	Oid			types[CS_POLICY + lengthof(policy)];
@@ -528,6 +528,7 @@ event_store_rewind_subscription(PG_FUNCTION_ARGS)
 			Max(subscription.replay_until, subscription.decided[subscription.ndecided - 1]);
 	subscription.checkpoint = position;
 	subscription.ndecided = 0;
+	subscription.oldest = 0;
 	values[0] = Int32GetDatum(subscription.id);
 	values[1] = Int64GetDatum(position);
 	if (subscription.has_batches)
@@ -678,11 +679,12 @@ event_store_subscription_lag(PG_FUNCTION_ARGS)
 	static const char *const sql =
 		"SELECT coalesce(sum(x.n), 0)::int8, min(x.first) FROM"
 		" (SELECT cardinality(b.positions) AS n, b.first_position AS first"
-		" FROM event_store.subscription_batch AS b WHERE b.subscription_id = $1"
+		" FROM event_store.subscription_batch AS b"
+		" WHERE b.subscription_id = $1 AND b.first_position >= $2"
 		" UNION ALL SELECT 1, f.position FROM event_store.subscription_failure AS f"
 		" WHERE f.subscription_id = $1) AS x";
-	Oid			types[1] = {INT4OID};
-	Datum		arguments[1];
+	Oid			types[2] = {INT4OID, INT8OID};
+	Datum		arguments[2];
 	Subscription subscription;
 	SubscriptionScan *scan;
 	OwnerSwitch saved;
@@ -713,8 +715,9 @@ event_store_subscription_lag(PG_FUNCTION_ARGS)
 	if (subscription.has_batches || subscription.has_failures)
 	{
 		arguments[0] = Int32GetDatum(subscription.id);
+		arguments[1] = Int64GetDatum(subscription.oldest);
 		state_begin(&saved);
-		if (SPI_execute_with_args(sql, 1, types, arguments, NULL, false, 0) != SPI_OK_SELECT)
+		if (SPI_execute_with_args(sql, 2, types, arguments, NULL, false, 0) != SPI_OK_SELECT)
 			elog(ERROR, "could not count the events of a subscription");
 		count = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 		first = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));

@@ -63,8 +63,9 @@ static Statement read_row = {
 	" extract(epoch FROM s.max_delay)::float8, s.jitter, coalesce(s.breaker_failures, 0),"
 	" extract(epoch FROM s.breaker_window)::float8,"
 	" extract(epoch FROM s.breaker_timeout)::float8, s.breaker_probes, b.state, b.until,"
-	" c.version, c.checkpoint, c.replay_until, c.taken, c.taken_at, c.rate, c.decided,"
-	" EXISTS (SELECT FROM event_store.subscription_batch AS x WHERE x.subscription_id = s.id),"
+	" c.version, c.checkpoint, c.replay_until, c.oldest, c.taken, c.taken_at, c.rate, c.decided,"
+	" EXISTS (SELECT FROM event_store.subscription_batch AS x"
+	" WHERE x.subscription_id = s.id AND x.first_position >= c.oldest),"
 	" EXISTS (SELECT FROM event_store.subscription_failure AS x WHERE x.subscription_id = s.id),"
 	" EXISTS (SELECT FROM event_store.subscription_consumer AS x WHERE x.subscription_id = s.id)"
 	" FROM event_store.subscription AS s"
@@ -420,6 +421,7 @@ read_result(Subscription *subscription, MemoryContext context)
 	subscription->version = DatumGetInt64(NEXT);
 	subscription->checkpoint = DatumGetInt64(NEXT);
 	subscription->replay_until = DatumGetInt64(NEXT);
+	subscription->oldest = DatumGetInt64(NEXT);
 	subscription->taken = DatumGetInt64(NEXT);
 	subscription->taken_at = DatumGetTimestampTz(NEXT);
 	subscription->rate = DatumGetFloat8(NEXT);
@@ -587,7 +589,7 @@ state_read_again(Subscription *subscription)
 void
 state_write(Subscription *subscription, int64 taken)
 {
-	Datum		values[8];
+	Datum		values[9];
 
 	subscription->version++;
 	if (taken > 0)
@@ -605,9 +607,10 @@ state_write(Subscription *subscription, int64 taken)
 	values[2] = Int64GetDatum(subscription->checkpoint);
 	values[3] = state_int64_array(subscription->decided, subscription->ndecided);
 	values[4] = Int64GetDatum(subscription->replay_until);
-	values[5] = Int64GetDatum(subscription->taken);
-	values[6] = TimestampTzGetDatum(subscription->taken_at);
-	values[7] = Float8GetDatum(subscription->rate);
+	values[5] = Int64GetDatum(subscription->oldest);
+	values[6] = Int64GetDatum(subscription->taken);
+	values[7] = TimestampTzGetDatum(subscription->taken_at);
+	values[8] = Float8GetDatum(subscription->rate);
 	rows_insert_small(catalog_store()->subscription_cursor, values, NULL);
 	plans_writes++;
 	CommandCounterIncrement();

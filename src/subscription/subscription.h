@@ -60,6 +60,7 @@ typedef struct Subscription
 	int64		version;
 	int64		checkpoint;		/* all events up to here are decided, or taken */
 	int64		replay_until;	/* deliveries up to here are replays */
+	int64		oldest;			/* rows of subscription_batch begin here or later */
 	int64		taken;
 	TimestampTz taken_at;
 	double		rate;

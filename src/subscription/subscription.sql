@@ -61,6 +61,7 @@ CREATE TABLE event_store.subscription_cursor (
 	checkpoint		bigint NOT NULL,
 	decided			bigint[] NOT NULL,
 	replay_until	bigint NOT NULL,
+	oldest			bigint NOT NULL,
 	taken			bigint NOT NULL,
 	taken_at		timestamptz NOT NULL,
 	rate			float8 NOT NULL,
@@ -73,6 +74,7 @@ COMMENT ON COLUMN event_store.subscription_cursor.version IS 'rises with each ch
 COMMENT ON COLUMN event_store.subscription_cursor.checkpoint IS 'up to here all events are done, or stand in subscription_batch or subscription_failure';
 COMMENT ON COLUMN event_store.subscription_cursor.decided IS 'and these positions behind the first that is not, ascending';
 COMMENT ON COLUMN event_store.subscription_cursor.replay_until IS 'deliveries up to here are replays';
+COMMENT ON COLUMN event_store.subscription_cursor.oldest IS 'rows of subscription_batch begin here or later: nobody needs to pass over those that were';
 COMMENT ON COLUMN event_store.subscription_cursor.taken IS 'events that the checkpoint has passed so far, again after a rewind too';
 COMMENT ON COLUMN event_store.subscription_cursor.taken_at IS 'when it last passed one';
 COMMENT ON COLUMN event_store.subscription_cursor.rate IS 'how many a second it passed about then: the mean of the last minute, roughly';
@@ -90,11 +92,11 @@ CREATE TABLE event_store.subscription_batch (
 	delivered_at	timestamptz,
 	leased_until	timestamptz,
 	CONSTRAINT subscription_batch_pkey PRIMARY KEY (subscription_id, first_position)
-);
+) WITH (toast_tuple_target = 8160);
 CREATE INDEX subscription_batch_queue ON event_store.subscription_batch
 	(subscription_id, slot, priority DESC, first_position) WHERE consumer IS NULL;
 CREATE INDEX subscription_batch_lease ON event_store.subscription_batch
-	(subscription_id, leased_until) WHERE consumer IS NOT NULL;
+	(subscription_id, first_position) WHERE consumer IS NOT NULL;
 ALTER TABLE event_store.subscription_batch OWNER TO @extowner@;
 COMMENT ON TABLE event_store.subscription_batch IS 'events that are dealt out to slots, or delivered under a lease, and not decided yet';
 COMMENT ON COLUMN event_store.subscription_batch.subscription_id IS 'event_store.subscription.id';
@@ -480,18 +482,18 @@ CREATE VIEW event_store.subscriptions AS
 		   (SELECT clock_timestamp() - l.oldest_recorded_at FROM event_store.subscription_lag(s.name, 1) AS l) AS lag,
 		   cardinality(c.decided) AS done_ahead,
 		   c.checkpoint < c.replay_until AS replaying,
-		   (c.taken - coalesce((SELECT sum(cardinality(b.positions)) FROM event_store.subscription_batch AS b WHERE b.subscription_id = s.id), 0)
+		   (c.taken - coalesce((SELECT sum(cardinality(b.positions)) FROM event_store.subscription_batch AS b WHERE b.subscription_id = s.id AND b.first_position >= c.oldest), 0)
 			- (SELECT count(*) FROM event_store.subscription_failure AS f WHERE f.subscription_id = s.id))::bigint AS acknowledged,
 		   c.taken_at,
 		   c.rate * exp(least(extract(epoch FROM c.taken_at - clock_timestamp())::float8 / 60, 0)) AS rate,
 		   coalesce((SELECT sum(cardinality(b.positions)) FROM event_store.subscription_batch AS b
-			 WHERE b.subscription_id = s.id AND b.consumer IS NULL), 0)::bigint AS queued,
+			 WHERE b.subscription_id = s.id AND b.first_position >= c.oldest AND b.consumer IS NULL), 0)::bigint AS queued,
 		   (coalesce((SELECT sum(cardinality(b.positions)) FROM event_store.subscription_batch AS b
-			 WHERE b.subscription_id = s.id AND b.consumer IS NOT NULL), 0)
+			 WHERE b.subscription_id = s.id AND b.first_position >= c.oldest AND b.consumer IS NOT NULL), 0)
 			+ (SELECT count(*) FROM event_store.subscription_failure AS f
 				WHERE f.subscription_id = s.id AND f.consumer IS NOT NULL))::bigint AS leased,
 		   (SELECT min(b.delivered_at) FROM event_store.subscription_batch AS b
-			 WHERE b.subscription_id = s.id AND b.consumer IS NOT NULL) AS oldest_leased_at,
+			 WHERE b.subscription_id = s.id AND b.first_position >= c.oldest AND b.consumer IS NOT NULL) AS oldest_leased_at,
 		   (SELECT count(*) FROM event_store.subscription_failure AS f
 			 WHERE f.subscription_id = s.id AND f.attempts > 0 AND NOT f.dead) AS retries,
 		   (SELECT count(*) FROM event_store.subscription_failure AS f
