@@ -32,6 +32,7 @@ OBJS = \
 	src/worker/run.o \
 	src/worker/launch.o \
 	src/subscription/state.o \
+	src/subscription/delivered.o \
 	src/subscription/scan.o \
 	src/subscription/batch.o \
 	src/subscription/failure.o \

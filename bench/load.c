@@ -27,6 +27,10 @@
  * Time.  Counting starts after the warm-up.  At both ends of the counted time
  * the main thread takes the CPU time of all backends (the kernel's schedstat, in
  * nanoseconds) and the server's WAL position.
+ *
+ * Amount.  With "--until" it is events that bound a run, --seconds are the most
+ * it takes: the clients stop for a moment when they have got --skip events among
+ * them, and what counts is from there to the last of those wanted.
  */
 #include <ctype.h>
 #include <getopt.h>
@@ -77,14 +81,26 @@ typedef enum Variable
 	EVENTS_WITH_IDS,
 	AFTER,						/* the last position seen */
 	FROM,						/* after + 1 */
+	CONSUMER,					/* the client's name */
+	POSITIONS,					/* of the events that came last, as an array */
+	LAST,						/* the last of these */
 	VARIABLES
 } Variable;
 
 static const char *const variables[VARIABLES] = {
 	"stream", "category", "type", "version", "expected", "expected0",
 	"event_id", "data", "metadata", "events", "events_with_ids",
-	"after", "from"
+	"after", "from", "consumer", "positions", "last"
 };
+
+/* A statement, as the server gets it. */
+typedef struct Call
+{
+	const char *name;
+	char	   *sql;
+	int			params_count;
+	Variable	params[MAX_PARAMS];
+} Call;
 
 typedef struct Slot
 {
@@ -115,6 +131,7 @@ typedef struct Client
 	char		event_id[UUID_SIZE];
 	char		after_text[24];
 	char		from_text[24];
+	char		consumer[24];
 	Buffer		batch;
 	const char *values[VARIABLES];
 
@@ -136,12 +153,16 @@ typedef struct Client
 static const char *conninfo = "";
 static const char *work = NULL;
 static const char *statement = NULL;
+static const char *before = NULL;	/* executed by each client before it begins */
+static const char *then = NULL;	/* take: acknowledges what the statement returned */
 static const char *state_file = NULL;
 static const char *verb = NULL; /* reads: the category's type with this verb */
 static const char *hot = NULL;	/* appends: one category for all streams */
 static int	clients = 1;
 static double seconds = 5;
 static double warmup = 1;
+static int64_t until = 0;		/* events, of all clients; 0: it is time that bounds a run */
+static int64_t skip = 0;		/* the first so many don't count */
 static int64_t sample_events = 1000000;
 static int64_t slots_count = 1000;
 static int64_t length = 10;
@@ -153,9 +174,8 @@ static bool prefilled = false;
 static bool random_ids = false;
 static bool uuid_streams = false;
 
-static char *sql;				/* the statement as the server gets it */
-static int	params_count;
-static Variable params[MAX_PARAMS];
+static Call call = {.name = "call"};
+static Call then_call = {.name = "then"};
 
 static Slot *slots;
 static int64_t next_stream;
@@ -165,6 +185,12 @@ static int64_t (*step) (Client *client);
 
 static volatile bool counting = false;
 static volatile bool stopping = false;
+
+/* --until: events that all clients have got, and where they and the main thread meet */
+static int64_t got = 0;
+static pthread_barrier_t skipped;
+static pthread_mutex_t got_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t got_all;
 
 __attribute__((noreturn, format(printf, 1, 2)))
 static void
@@ -435,18 +461,24 @@ write_sample(void)
 /* ---- The works: a step is one call, and tells how many events it wrote or read ---- */
 
 static PGresult *
-execute(Client *client)
+execute_call(Client *client, const Call *what)
 {
 	const char *values[MAX_PARAMS];
 	PGresult   *result;
 
-	for (int i = 0; i < params_count; i++)
-		values[i] = client->values[params[i]];
-	result = PQexecPrepared(client->conn, "call", params_count, values, NULL, NULL, 0);
+	for (int i = 0; i < what->params_count; i++)
+		values[i] = client->values[what->params[i]];
+	result = PQexecPrepared(client->conn, what->name, what->params_count, values, NULL, NULL, 0);
 	if (PQresultStatus(result) != PGRES_TUPLES_OK &&
 		PQresultStatus(result) != PGRES_COMMAND_OK)
 		die("%s", PQresultErrorMessage(result));
 	return result;
+}
+
+static PGresult *
+execute(Client *client)
+{
+	return execute_call(client, &call);
 }
 
 /* Chooses one of the client's own slots. */
@@ -522,8 +554,8 @@ step_batch(Client *client)
 	Buffer	   *batch = &client->batch;
 	bool		with_ids = false;
 
-	for (int i = 0; i < params_count; i++)
-		with_ids |= params[i] == EVENTS_WITH_IDS;
+	for (int i = 0; i < call.params_count; i++)
+		with_ids |= call.params[i] == EVENTS_WITH_IDS;
 
 	batch->length = 0;
 	for (int i = 0; i < batch_size; i++)
@@ -582,7 +614,7 @@ step_copy(Client *client)
 		put(batch, client->values[METADATA]);
 		put(batch, "\n");
 	}
-	result = PQexec(client->conn, sql);
+	result = PQexec(client->conn, call.sql);
 	if (PQresultStatus(result) != PGRES_COPY_IN)
 		die("%s", PQresultErrorMessage(result));
 	PQclear(result);
@@ -671,6 +703,41 @@ step_consume(Client *client)
 }
 
 /*
+ * The next events of a queue, and the statement that says that they are done,
+ * which must find as many.
+ */
+static int64_t
+step_take(Client *client)
+{
+	Buffer	   *positions = &client->batch;
+	PGresult   *result = execute(client);
+	PGresult   *done;
+	int			rows = PQntuples(result);
+	int			column = PQfnumber(result, "position");
+
+	if (rows > 0 && then != NULL)
+	{
+		if (column < 0)
+			die("the statement returns no position");
+		positions->length = 0;
+		for (int i = 0; i < rows; i++)
+		{
+			put(positions, i ? "," : "{");
+			put(positions, PQgetvalue(result, i, column));
+		}
+		put(positions, "}");
+		client->values[POSITIONS] = positions->text;
+		client->values[LAST] = PQgetvalue(result, rows - 1, column);
+		done = execute_call(client, &then_call);
+		if (atoi(PQgetvalue(done, 0, 0)) != rows)
+			die("%d events were delivered, and %s could be acknowledged", rows, PQgetvalue(done, 0, 0));
+		PQclear(done);
+	}
+	PQclear(result);
+	return rows;
+}
+
+/*
  * An event, and then the notification of it, on another connection: what is
  * timed is from the end of the append to there.
  */
@@ -712,18 +779,18 @@ step_hear(Client *client)
 
 /* Turns ":name" into "$n" and notes which variable that is. */
 static void
-parse_statement(void)
+parse_statement(const char *text, Call *into)
 {
 	Buffer		buffer = {0};
 
-	for (const char *p = statement; *p;)
+	for (const char *p = text; *p;)
 	{
 		char		piece[16] = {*p, '\0'};
 		size_t		n = 0;
 		int			v;
 		int			i;
 
-		if (*p == ':' && islower((unsigned char) p[1]) && (p == statement || p[-1] != ':'))
+		if (*p == ':' && islower((unsigned char) p[1]) && (p == text || p[-1] != ':'))
 		{
 			for (n = 1; isalnum((unsigned char) p[n]) || p[n] == '_'; n++);
 			for (v = 0; v < VARIABLES; v++)
@@ -731,17 +798,17 @@ parse_statement(void)
 					break;
 			if (v == VARIABLES)
 				die("no such variable: %.*s", (int) n, p);
-			for (i = 0; i < params_count && params[i] != (Variable) v; i++);
+			for (i = 0; i < into->params_count && into->params[i] != (Variable) v; i++);
 			if (i == MAX_PARAMS)
 				die("too many variables");
-			if (i == params_count)
-				params[params_count++] = (Variable) v;
+			if (i == into->params_count)
+				into->params[into->params_count++] = (Variable) v;
 			snprintf(piece, sizeof(piece), "$%d", i + 1);
 		}
 		put(&buffer, piece);
 		p += n ? n : 1;
 	}
-	sql = buffer.text;
+	into->sql = buffer.text;
 }
 
 static PGconn *
@@ -752,6 +819,16 @@ open_connection(void)
 	if (PQstatus(conn) != CONNECTION_OK)
 		die("%s", PQerrorMessage(conn));
 	return conn;
+}
+
+static void
+prepare_call(Client *client, const Call *what)
+{
+	PGresult   *result = PQprepare(client->conn, what->name, what->sql, 0, NULL);
+
+	if (PQresultStatus(result) != PGRES_COMMAND_OK)
+		die("%s", PQresultErrorMessage(result));
+	PQclear(result);
 }
 
 static void
@@ -769,6 +846,8 @@ prepare_client(Client *client, int number)
 	client->values[EVENT_ID] = client->event_id;
 	client->values[AFTER] = client->after_text;
 	client->values[FROM] = client->from_text;
+	snprintf(client->consumer, sizeof(client->consumer), "consumer %d", number + 1);
+	client->values[CONSUMER] = client->consumer;
 
 	if (step == step_hear)
 	{
@@ -776,28 +855,78 @@ prepare_client(Client *client, int number)
 		PQclear(PQexec(client->listener, "LISTEN event_store"));
 	}
 	if (step != step_copy)
+		prepare_call(client, &call);
+	if (then != NULL)
+		prepare_call(client, &then_call);
+	if (before != NULL)
 	{
-		PGresult   *result = PQprepare(client->conn, "call", sql, 0, NULL);
+		PGresult   *result = PQexec(client->conn, before);
 
-		if (PQresultStatus(result) != PGRES_COMMAND_OK)
+		if (PQresultStatus(result) != PGRES_TUPLES_OK)
 			die("%s", PQresultErrorMessage(result));
 		PQclear(result);
 	}
+}
+
+/* Adds what a client has got to what all have. */
+static void
+add_to_got(int64_t events)
+{
+	if (__atomic_add_fetch(&got, events, __ATOMIC_SEQ_CST) >= until)
+	{
+		pthread_mutex_lock(&got_lock);
+		stopping = true;
+		pthread_cond_signal(&got_all);
+		pthread_mutex_unlock(&got_lock);
+	}
+}
+
+/* Waits until the clients have got all, or for so long. */
+static void
+wait_for_all(double most)
+{
+	struct timespec end;
+
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	end.tv_sec += (time_t) most;
+	end.tv_nsec += (long) ((most - (time_t) most) * 1e9);
+	if (end.tv_nsec >= 1000000000)
+	{
+		end.tv_sec++;
+		end.tv_nsec -= 1000000000;
+	}
+	pthread_mutex_lock(&got_lock);
+	while (!stopping && pthread_cond_timedwait(&got_all, &got_lock, &end) == 0);
+	pthread_mutex_unlock(&got_lock);
 }
 
 static void *
 run_client(void *arg)
 {
 	Client	   *client = arg;
+	bool		skipping = until > 0;
 
 	while (!stopping)
 	{
-		double		start = now();
-		int64_t		events = step(client);
+		double		start;
+		int64_t		events;
 
+		if (skipping && __atomic_load_n(&got, __ATOMIC_SEQ_CST) >= skip)
+		{
+			/* all are here; the main thread takes the time; all go on */
+			pthread_barrier_wait(&skipped);
+			pthread_barrier_wait(&skipped);
+			skipping = false;
+		}
+		start = now();
+		events = step(client);
 		client->all_events += events;
 		if (!counting)
+		{
+			if (until > 0)
+				__atomic_add_fetch(&got, events, __ATOMIC_SEQ_CST);
 			continue;
+		}
 		if ((size_t) client->calls == client->latencies_size)
 		{
 			client->latencies_size = client->latencies_size ? 2 * client->latencies_size : 4096;
@@ -807,6 +936,8 @@ run_client(void *arg)
 			start = client->since;
 		client->latencies[client->calls++] = (uint32_t) ((now() - start) * 1e6);
 		client->events += events;
+		if (until > 0)
+			add_to_got(events);
 	}
 	return NULL;
 }
@@ -908,15 +1039,33 @@ measure(void)
 	load_slots();
 	for (int i = 0; i < clients; i++)
 		prepare_client(&all[i], i);
+	if (until > 0)
+	{
+		pthread_condattr_t attr;
+
+		pthread_barrier_init(&skipped, NULL, (unsigned) clients + 1);
+		pthread_condattr_init(&attr);
+		pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+		pthread_cond_init(&got_all, &attr);
+	}
 	for (int i = 0; i < clients; i++)
 		pthread_create(&all[i].thread, NULL, run_client, &all[i]);
 
-	sleep_for(warmup);
+	if (until > 0)
+		pthread_barrier_wait(&skipped);
+	else
+		sleep_for(warmup);
 	wal = wal_position(control);
 	cpu = backend_cpu(all);
 	time_taken = now();
 	counting = true;
-	sleep_for(seconds);
+	if (until > 0)
+	{
+		pthread_barrier_wait(&skipped);
+		wait_for_all(seconds);
+	}
+	else
+		sleep_for(seconds);
 	counting = false;
 	time_taken = now() - time_taken;
 	cpu = backend_cpu(all) - cpu;
@@ -975,6 +1124,10 @@ main(int argc, char **argv)
 		{"read-length", required_argument, NULL, 'R'},
 		{"verb", required_argument, NULL, 'v'},
 		{"category", required_argument, NULL, 'h'},
+		{"before", required_argument, NULL, 'b'},
+		{"then", required_argument, NULL, 't'},
+		{"until", required_argument, NULL, 'U'},
+		{"skip", required_argument, NULL, 'k'},
 		{NULL, 0, NULL, 0}
 	};
 	int			option;
@@ -1000,6 +1153,10 @@ main(int argc, char **argv)
 			case 'R': read_length = atoi(optarg); break;
 			case 'v': verb = optarg; break;
 			case 'h': hot = optarg; break;
+			case 'b': before = optarg; break;
+			case 't': then = optarg; break;
+			case 'U': until = atoll(optarg); break;
+			case 'k': skip = atoll(optarg); break;
 			default: return 2;
 		}
 	}
@@ -1019,12 +1176,15 @@ main(int argc, char **argv)
 		strcmp(work, "read") == 0 ? step_read :
 		strcmp(work, "follow") == 0 ? step_follow :
 		strcmp(work, "consume") == 0 ? step_consume :
+		strcmp(work, "take") == 0 ? step_take :
 		strcmp(work, "hear") == 0 ? step_hear : NULL;
 	if (step == NULL)
 		die("no such work: %s", work);
 	if (statement == NULL)
 		die("--statement is missing");
-	parse_statement();
+	parse_statement(statement, &call);
+	if (then != NULL)
+		parse_statement(then, &then_call);
 	measure();
 	return 0;
 }

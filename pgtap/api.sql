@@ -12,7 +12,8 @@ SELECT no_plan();
 -- Functions
 -- ---------------------------------------------------------------------------
 
--- writes: not for PUBLIC
+-- privileged: not for PUBLIC, because it writes, or shows what the view events
+-- does not
 CREATE TEMPORARY TABLE api (
 	name		text PRIMARY KEY,
 	arguments	text,
@@ -20,7 +21,7 @@ CREATE TEMPORARY TABLE api (
 	volatility	text,
 	parallel	text,
 	language	text,
-	writes		boolean
+	privileged	boolean
 ) ON COMMIT DROP;
 
 INSERT INTO api VALUES
@@ -66,25 +67,46 @@ INSERT INTO api VALUES
 	('start_worker', '', 'boolean', 'volatile', 'unsafe', 'c', true),
 	('stop_worker', '', 'boolean', 'volatile', 'unsafe', 'c', true),
 	('create_subscription',
-	 'name text, categories text[] DEFAULT NULL::text[], types text[] DEFAULT NULL::text[], stream_pattern text DEFAULT NULL::text, start_after bigint DEFAULT 0, start_time timestamp with time zone DEFAULT NULL::timestamp with time zone',
+	 'name text, categories text[] DEFAULT NULL::text[], types text[] DEFAULT NULL::text[], stream_pattern text DEFAULT NULL::text, start_after bigint DEFAULT 0, mode text DEFAULT ''ordered''::text, slots integer DEFAULT 1, start_time timestamp with time zone DEFAULT NULL::timestamp with time zone, priority_key text DEFAULT NULL::text, max_attempts integer DEFAULT 5, first_delay interval DEFAULT ''00:00:01''::interval, delay_factor double precision DEFAULT 2, max_delay interval DEFAULT ''00:05:00''::interval, jitter double precision DEFAULT 0.2, breaker_failures integer DEFAULT NULL::integer, breaker_window interval DEFAULT ''00:01:00''::interval, breaker_timeout interval DEFAULT ''00:00:30''::interval, breaker_probes integer DEFAULT 1',
 	 'bigint', 'volatile', 'unsafe', 'c', true),
 	('alter_subscription',
-	 'name text, categories text[] DEFAULT NULL::text[], types text[] DEFAULT NULL::text[], stream_pattern text DEFAULT NULL::text',
+	 'name text, categories text[] DEFAULT NULL::text[], types text[] DEFAULT NULL::text[], stream_pattern text DEFAULT NULL::text, slots integer DEFAULT NULL::integer, max_attempts integer DEFAULT NULL::integer, first_delay interval DEFAULT NULL::interval, delay_factor double precision DEFAULT NULL::double precision, max_delay interval DEFAULT NULL::interval, jitter double precision DEFAULT NULL::double precision, breaker_failures integer DEFAULT NULL::integer, breaker_window interval DEFAULT NULL::interval, breaker_timeout interval DEFAULT NULL::interval, breaker_probes integer DEFAULT NULL::integer',
 	 'void', 'volatile', 'unsafe', 'c', true),
 	('drop_subscription', 'name text', 'void', 'volatile', 'unsafe', 'c', true),
 	('pause_subscription', 'name text', 'void', 'volatile', 'unsafe', 'c', true),
 	('resume_subscription', 'name text', 'void', 'volatile', 'unsafe', 'c', true),
+	('reset_breaker', 'name text', 'void', 'volatile', 'unsafe', 'c', true),
 	('rewind_subscription',
 	 'name text, to_position bigint DEFAULT NULL::bigint, to_time timestamp with time zone DEFAULT NULL::timestamp with time zone',
 	 'bigint', 'volatile', 'unsafe', 'c', true),
 	('poll',
-	 'subscription text, max_count integer DEFAULT 100, wait interval DEFAULT NULL::interval, auto_ack boolean DEFAULT false',
+	 'subscription text, max_count integer DEFAULT 100, consumer text DEFAULT NULL::text, wait interval DEFAULT NULL::interval, lease interval DEFAULT NULL::interval, auto_ack boolean DEFAULT false',
 	 'SETOF event_store.delivered_event', 'volatile', 'unsafe', 'c', true),
-	('ack', 'subscription text, positions bigint[]', 'bigint', 'volatile', 'unsafe', 'c', true),
-	('ack_up_to', 'subscription text, "position" bigint', 'bigint', 'volatile', 'unsafe', 'c', true),
+	('ack',
+	 'subscription text, positions bigint[], consumer text DEFAULT NULL::text',
+	 'bigint', 'volatile', 'unsafe', 'c', true),
+	('ack_up_to',
+	 'subscription text, "position" bigint, consumer text DEFAULT NULL::text',
+	 'bigint', 'volatile', 'unsafe', 'c', true),
+	('nack',
+	 'subscription text, "position" bigint, error text, retry_after interval DEFAULT NULL::interval, consumer text DEFAULT NULL::text',
+	 'text', 'volatile', 'unsafe', 'c', true),
+	('heartbeat',
+	 'subscription text, consumer text, lease interval DEFAULT ''00:00:30''::interval',
+	 'boolean', 'volatile', 'unsafe', 'c', true),
+	('leave', 'subscription text, consumer text', 'boolean', 'volatile', 'unsafe', 'c', true),
+	('dead_letters',
+	 'subscription text, max_count bigint DEFAULT 1000, OUT "position" bigint, OUT stream text, OUT version integer, OUT type text, OUT attempts integer, OUT error text, OUT consumer text, OUT first_failed_at timestamp with time zone, OUT failed_at timestamp with time zone, OUT parked bigint, OUT data jsonb, OUT metadata jsonb',
+	 'SETOF record', 'stable', 'unsafe', 'sql', true),
+	('replay_dead_letters',
+	 'subscription text, at_position bigint DEFAULT NULL::bigint, stream text DEFAULT NULL::text',
+	 'bigint', 'volatile', 'unsafe', 'c', true),
+	('discard_dead_letters',
+	 'subscription text, reason text, at_position bigint DEFAULT NULL::bigint, stream text DEFAULT NULL::text',
+	 'bigint', 'volatile', 'unsafe', 'c', true),
 	('subscription_lag',
 	 'subscription text, max_count bigint DEFAULT 10000, OUT open_events bigint, OUT oldest_recorded_at timestamp with time zone',
-	 'record', 'volatile', 'unsafe', 'c', true),
+	 'record', 'stable', 'unsafe', 'c', false),
 	('stream_version', 'stream text', 'bigint', 'stable', 'restricted', 'c', false),
 	('stream_info',
 	 'stream text, OUT stream text, OUT category text, OUT version integer, OUT created_at timestamp with time zone, OUT first_position bigint, OUT last_position bigint, OUT last_recorded_at timestamp with time zone',
@@ -180,6 +202,15 @@ SELECT is(pg_temp.columns_of('event_store.recorded_event'),
 SELECT is(pg_temp.columns_of('event_store.events'),
 	pg_temp.columns_of('event_store.recorded_event') || ', category text',
 	'the view has the columns of recorded_event, and category');
+SELECT is(pg_temp.columns_of('event_store.delivered_event'),
+	pg_temp.columns_of('event_store.recorded_event') || ', attempt integer, is_replay boolean',
+	'delivered_event has the columns of recorded_event, and those of a delivery');
+SELECT is(pg_temp.columns_of('event_store.subscriptions'),
+	'name text, categories text[], types text[], stream_pattern text, mode text, slots integer, paused boolean, checkpoint bigint, positions_behind bigint, open_events bigint, lag interval, done_ahead integer, replaying boolean, acknowledged bigint, taken_at timestamp with time zone, rate double precision, queued bigint, leased bigint, oldest_leased_at timestamp with time zone, retries bigint, waiting bigint, dead_letters bigint, failures bigint, breaker text, breaker_until timestamp with time zone, consumers jsonb, created_at timestamp with time zone',
+	'subscriptions');
+SELECT is(pg_temp.columns_of('event_store.subscription_history'),
+	'subscription text, at timestamp with time zone, change text, detail text, changed_by text',
+	'subscription_history');
 
 SELECT set_eq($$
 	SELECT relname::text FROM pg_class c
@@ -187,7 +218,9 @@ SELECT set_eq($$
 	AND NOT relispartition$$,
 	ARRAY['event', 'stream', 'category', 'event_type', 'source', 'segment_content',
 		'position_counter', 'store', 'events', 'worker_task', 'worker_task_run', 'worker_tasks',
-		'subscription', 'subscription_slot', 'subscriptions'],
+		'subscription', 'subscription_cursor', 'subscription_batch', 'subscription_failure',
+		'subscription_consumer', 'subscription_heartbeat', 'subscription_fault', 'subscription_breaker', 'subscription_change',
+		'subscriptions', 'subscription_history'],
 	'the schema has these tables and views and no others');
 
 SELECT is_empty($$
@@ -212,12 +245,12 @@ SELECT is_empty($$
 
 SELECT is_empty($$
 	SELECT name FROM function WHERE has_function_privilege('public', oid, 'EXECUTE')
-	AND name IN (SELECT name FROM api WHERE writes
+	AND name IN (SELECT name FROM api WHERE privileged
 		UNION ALL SELECT name FROM internal WHERE name <> 'read_support')$$,
-	'PUBLIC may not execute what writes');
+	'PUBLIC may not execute what writes, or what has rights of its own');
 SELECT is_empty($$
 	SELECT name FROM function WHERE NOT has_function_privilege('public', oid, 'EXECUTE')
-	AND name IN (SELECT name FROM api WHERE NOT writes)$$,
+	AND name IN (SELECT name FROM api WHERE NOT privileged)$$,
 	'PUBLIC may execute what reads: the right to read is that to the view');
 SELECT is_empty($$
 	SELECT c.oid::regclass, privilege_type
@@ -254,8 +287,9 @@ GRANT USAGE ON SCHEMA event_store TO event_store_contract_reader,
 	event_store_contract_writer, event_store_contract_nobody;
 GRANT SELECT ON event_store.events TO event_store_contract_reader;
 GRANT INSERT ON event_store.events TO event_store_contract_writer;
-GRANT EXECUTE ON FUNCTION event_store.append, event_store.append_events, event_store.append_streams
-	TO event_store_contract_writer, event_store_contract_nobody;
+GRANT EXECUTE ON FUNCTION event_store.append, event_store.append_events, event_store.append_streams,
+	event_store.poll TO event_store_contract_writer, event_store_contract_nobody;
+SELECT lives_ok($$SELECT event_store.create_subscription('contract')$$, 'the owner makes a subscription');
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO PUBLIC;
 
 CREATE TEMPORARY TABLE call (name text, sql text) ON COMMIT DROP;
@@ -281,6 +315,12 @@ INSERT INTO call VALUES
 	('publish_settled_position', $$SELECT event_store.publish_settled_position()$$),
 	('set_segment_size', $$SELECT event_store.set_segment_size(100)$$),
 	('prepare_segments', $$SELECT event_store.prepare_segments()$$),
+	('subscriptions', $$SELECT * FROM event_store.subscriptions$$),
+	('subscription_history', $$SELECT * FROM event_store.subscription_history$$),
+	('create_subscription', $$SELECT event_store.create_subscription('contract too')$$),
+	('poll', $$SELECT * FROM event_store.poll('contract')$$),
+	('nack', $$SELECT event_store.nack('contract', 1, 'bad')$$),
+	('dead_letters', $$SELECT * FROM event_store.dead_letters('contract')$$),
 	('tables', $$SELECT * FROM event_store.event$$),
 	('counter', $$SELECT * FROM event_store.position_counter$$);
 
@@ -302,7 +342,7 @@ SELECT is(pg_temp.outcome('event_store_contract_writer', sql),
 	'a writer calls ' || name)
 FROM call ORDER BY name;
 SELECT is(pg_temp.outcome('event_store_contract_reader', sql),
-	CASE WHEN name ~ '^(append|INSERT|publish|set_|prepare|tables|counter)' THEN '42501' ELSE '00000' END,
+	CASE WHEN name ~ '^(append|INSERT|publish|set_|prepare|tables|counter|subscription|create_|poll|nack|dead_)' THEN '42501' ELSE '00000' END,
 	'a reader calls ' || name)
 FROM call ORDER BY name;
 SELECT is(pg_temp.outcome('event_store_contract_nobody', sql), '42501',
@@ -329,7 +369,9 @@ SELECT is_empty($$
 	SELECT c.oid::regclass FROM pg_class c
 	WHERE relnamespace = 'event_store'::regnamespace AND relkind IN ('r', 'p', 'v')
 	AND relname NOT IN ('store', 'worker_task', 'worker_task_run', 'worker_tasks',
-		'subscription', 'subscription_slot', 'subscriptions')
+		'subscription', 'subscription_cursor', 'subscription_batch', 'subscription_failure',
+		'subscription_consumer', 'subscription_heartbeat', 'subscription_fault', 'subscription_breaker', 'subscription_change',
+		'subscriptions', 'subscription_history')
 	AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgname = 'refuse_change')$$,
 	'all that holds events or their names refuses changes');
 SELECT is_empty($$

@@ -156,6 +156,12 @@ test_packages() {
 	build_packages "$1"
 	echo "postgresql-$1-pgtap" libtap-parser-sourcehandler-pgtap-perl \
 		libipc-run-perl perl pgbouncer python3-psycopg2
+	# Debian's node-postgres, which needs no npm (that is hundreds of packages).
+	# It can't be had where Node.js is not Debian's; that brings an npm along,
+	# from which the test gets it then.
+	if is_installed npm || ! command -v npm >/dev/null; then
+		echo nodejs node-pg
+	fi
 }
 
 # Chooses the version and sets PG_MAJOR, PG_BIN and PG_CONFIG.

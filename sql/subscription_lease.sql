@@ -10,7 +10,7 @@ SELECT 'a-' || i % 7, 't', to_jsonb(i) FROM generate_series(1, 70) i;
 CREATE FUNCTION silence(_subscription text, _consumer text) RETURNS void LANGUAGE sql AS $$
 	UPDATE event_store.subscription_batch SET leased_until = now() WHERE consumer = _consumer;
 	UPDATE event_store.subscription_failure SET leased_until = now(), due = now() WHERE consumer = _consumer;
-	UPDATE event_store.subscription_consumer SET expires_at = now() WHERE consumer = _consumer;
+	UPDATE event_store.subscription_heartbeat SET alive_until = now() WHERE consumer = _consumer;
 $$;
 
 -- a lease: beyond the transaction, for one consumer

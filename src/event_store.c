@@ -30,5 +30,5 @@ _PG_init(void)
 	stream_init();
 	notify_init();
 	launch_init();
-	poll_init();
+	delivered_init();
 }

@@ -13,10 +13,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(usleep);
 
-my ($pgbouncer) = grep { -x }
-  map { "$_/pgbouncer" } split(/:/, $ENV{PATH}), '/usr/sbin', '/usr/local/sbin';
-
-plan skip_all => 'pgbouncer is not installed' unless $pgbouncer;
+plan skip_all => 'pgbouncer is not installed' unless find_program('pgbouncer');
 
 my $seed = $ENV{EVENT_STORE_SEED} // int time;
 my $dir = work_dir();
@@ -25,7 +22,6 @@ my $clients = 12;
 note "seed $seed (EVENT_STORE_SEED)";
 
 my $node = new_node('pooled');
-my $user = $node->safe_psql('postgres', 'SELECT current_user');
 create_store($node, 'postgres', 64);
 $node->safe_psql('postgres', <<'EOT');
 CREATE ROLE outsider LOGIN;
@@ -38,42 +34,17 @@ EOT
 # The pooler: three connections to the server for all clients
 # ---------------------------------------------------------------------------
 
-my $port = PostgreSQL::Test::Cluster::get_free_port();
-my $host = $node->host;
-
-# auth_type "any" takes the user's name from the database's line
-append_to_file("$dir/pgbouncer.ini", <<"EOT");
-[databases]
-postgres = host=$host port=@{[ $node->port ]} dbname=postgres user=$user
-[pgbouncer]
-pool_mode = transaction
+my $pooler = start_pooler($node, conf => <<'EOT');
 default_pool_size = 3
 min_pool_size = 3
 max_client_conn = 100
-listen_addr =
-listen_port = $port
-unix_socket_dir = $host
-auth_type = any
-logfile = $dir/pgbouncer.log
 EOT
-
-my $pooler = IPC::Run::start([ $pgbouncer, '-q', "$dir/pgbouncer.ini" ],
-	'>', "$dir/pgbouncer.out", '2>&1');
-my $connstr = "host=$host port=$port dbname=postgres user=$user";
 
 sub new_session
 {
 	return EventStoreTest::Session->new($node, 'postgres',
-		connstr => $connstr, no_wait => 1);
+		connstr => $pooler->{connstr}, no_wait => 1);
 }
-
-ok( wait_until(
-		sub {
-			my $session = new_session();
-			$session->try('SELECT 1');
-			return !$session->{lost};
-		}),
-	'the pooler is up') or diag slurp_file("$dir/pgbouncer.log");
 
 # ---------------------------------------------------------------------------
 # Clients
@@ -194,7 +165,6 @@ store_is_sound($node, 'postgres', 'through the pooler');
 	}
 }
 
-$pooler->signal('TERM');
-$pooler->finish;
+stop_pooler($pooler);
 $node->stop;
 done_testing();

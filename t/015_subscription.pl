@@ -191,22 +191,87 @@ note 'events, acknowledged: ', $node->safe_psql('postgres', <<'EOT');
 SELECT (SELECT count(*) FROM event_store.events), string_agg(name || ' ' || acknowledged, ', ') FROM event_store.subscriptions
 EOT
 
-# A subscription goes through a dump, with its checkpoint and what is done ahead
-# of it.
+# Subscriptions go through a dump, with their checkpoints and what is done ahead
+# of them, with what is out under a lease, what waits for another attempt, and
+# dead letters.
 $node->safe_psql('postgres', <<'EOT');
 SELECT event_store.append('left-1', 'a', to_jsonb(i)) FROM generate_series(1, 10) i;
 SELECT event_store.ack('filtered', (SELECT array_agg(position) FROM event_store.poll('filtered', NULL) WHERE data IN ('2', '3', '7')));
 SELECT event_store.pause_subscription('pieces');
+SELECT event_store.create_subscription('leased', start_after => NULL, slots => 4, first_delay => '1 hour', max_delay => '1 hour',
+	jitter => 0, breaker_failures => 100);
+SELECT event_store.append('leased-' || (ARRAY['out', 'retry', 'dead'])[1 + i % 3], 'a', to_jsonb(i)) FROM generate_series(1, 9) i;
+SELECT event_store.append('queued-' || i, 'a', to_jsonb(100 + i)) FROM generate_series(1, 2) i;
+SELECT FROM event_store.poll('leased', NULL, consumer => 'one', lease => '2 hours');
+SELECT event_store.nack('leased', position, 'slow', consumer => 'one')
+FROM event_store.read_stream('leased-retry') WHERE version = 1;
+SELECT event_store.alter_subscription('leased', max_attempts => 1);
+SELECT event_store.nack('leased', position, 'broken', consumer => 'one')
+FROM event_store.read_stream('leased-dead') WHERE version = 1;
+SELECT event_store.ack('leased', array_agg(position), consumer => 'one')
+FROM event_store.events WHERE stream LIKE 'queued-%';
+-- dealt out, and not delivered
+SELECT event_store.append('queued-' || i, 'a', to_jsonb(200 + i)) FROM generate_series(1, 20) i;
+SELECT FROM event_store.poll('leased', 1, consumer => 'one', lease => '2 hours');
 EOT
-my $before = $node->safe_psql('postgres', 'SELECT * FROM event_store.subscriptions ORDER BY name');
+# all of it but what goes on with the clock; the consumers are there for two hours
+my %state = (
+	'the view' => <<'EOT',
+SELECT name, categories, types, stream_pattern, mode, slots, paused, checkpoint, positions_behind, open_events, done_ahead,
+	replaying, acknowledged, taken_at, queued, leased, oldest_leased_at, retries, waiting, dead_letters, failures, breaker,
+	breaker_until, consumers, created_at
+FROM event_store.subscriptions ORDER BY name
+EOT
+	'the tables' => <<'EOT',
+SELECT row FROM (
+	SELECT s::text AS row FROM event_store.subscription s
+	UNION ALL SELECT s::text FROM event_store.subscription_cursor s
+	UNION ALL SELECT s::text FROM event_store.subscription_batch s
+	UNION ALL SELECT s::text FROM event_store.subscription_failure s
+	UNION ALL SELECT s::text FROM event_store.subscription_consumer s
+	UNION ALL SELECT s::text FROM event_store.subscription_fault s
+	UNION ALL SELECT s::text FROM event_store.subscription_breaker s
+	UNION ALL SELECT s::text FROM event_store.subscription_change s) s
+ORDER BY row
+EOT
+	'the history' => 'SELECT * FROM event_store.subscription_history ORDER BY at, subscription',
+	'dead letters' => q(SELECT * FROM event_store.dead_letters('leased')),
+);
+query_is($node, 'postgres', 'there is some of each: leased, retries, waiting, dead letters, queued', '4|1|4|1|19',
+	q(SELECT leased, retries, waiting, dead_letters, queued FROM event_store.subscriptions WHERE name = 'leased'));
+my %before = map { $_ => $node->safe_psql('postgres', $state{$_}) } keys %state;
 $node->command_ok([ 'pg_dump', '-Fc', '-f', "$dir/dump", 'postgres' ], 'pg_dump');
 $node->safe_psql('postgres', 'CREATE DATABASE restored');
 $node->command_ok([ 'pg_restore', '--exit-on-error', '-d', 'restored', "$dir/dump" ], 'pg_restore');
-query_is($node, 'restored', 'subscriptions are as they were', $before,
-	'SELECT * FROM event_store.subscriptions ORDER BY name');
-query_is($node, 'restored', 'and go on', '1,4,5,6,8,9,10',
+query_is($node, 'restored', "$_: as before the dump", $before{$_}, $state{$_}) foreach sort keys %state;
+
+# and they go on
+query_is($node, 'restored', 'what is done ahead is not delivered', '1,4,5,6,8,9,10',
 	q(SELECT string_agg(data::text, ',') FROM event_store.poll('filtered')));
-query_is($node, 'restored', 'a new one has a new id', '4',
+query_is($node, 'restored', 'the lease holds: nothing for another consumer', '0', <<'EOT');
+SELECT count(*) FROM event_store.poll('leased', NULL, consumer => 'two', lease => '1 hour')
+WHERE stream LIKE 'leased-%' OR position IN (SELECT unnest(positions) FROM event_store.subscription_batch WHERE consumer = 'one')
+EOT
+query_is($node, 'restored', 'nor may it acknowledge', '0', <<'EOT');
+SELECT event_store.ack('leased', array_agg(position), consumer => 'two') FROM event_store.read_stream('leased-out')
+EOT
+query_is($node, 'restored', 'its owner may acknowledge all that it has', '4',
+	q(SELECT event_store.ack_up_to('leased', event_store.last_position(), consumer => 'one')));
+# an hour later
+$node->safe_psql('restored', <<'EOT');
+UPDATE event_store.subscription_failure SET due = due - interval '1 hour', retry_at = retry_at - interval '1 hour'
+EOT
+query_is($node, 'restored', 'the retry is the second attempt, alone of its stream', '1|2', <<'EOT');
+SELECT version, attempt FROM unnest('{one,two}'::text[]) consumer, event_store.poll('leased', NULL, consumer)
+WHERE stream LIKE 'leased-%'
+EOT
+query_is($node, 'restored', 'the dead letter is replayed', '1',
+	q(SELECT event_store.replay_dead_letters('leased', stream => 'leased-dead')));
+query_is($node, 'restored', 'and followed by what was parked behind it', 'leased-dead 1 1,leased-dead 2 1,leased-dead 3 1', <<'EOT');
+SELECT string_agg(concat_ws(' ', stream, version, attempt), ',' ORDER BY position)
+FROM unnest('{one,two}'::text[]) consumer, event_store.poll('leased', NULL, consumer) WHERE stream = 'leased-dead'
+EOT
+query_is($node, 'restored', 'a new one has a new id', '5',
 	q(SELECT event_store.create_subscription('new') \g /dev/null
 	SELECT count(DISTINCT id) FROM event_store.subscription));
 is(sqlstate_of($node, 'restored', q(SELECT * FROM event_store.poll('none'))), 'VE008',

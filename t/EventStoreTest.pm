@@ -1,6 +1,6 @@
-# What the tests of this folder share: a node with a store in it, psql sessions
-# that can be left waiting, worker processes, and the questions that every test
-# asks of a store at its end.
+# What the tests of this folder share: a node with a store in it, a transaction
+# pooler in front of it, psql sessions that can be left waiting, worker
+# processes, and the questions that every test asks of a store at its end.
 package EventStoreTest;
 
 use strict;
@@ -9,6 +9,7 @@ use warnings;
 use Carp;
 use Cwd 'abs_path';
 use Exporter 'import';
+use IPC::Run ();
 use POSIX ();
 use Time::HiRes qw(usleep);
 
@@ -18,11 +19,15 @@ use Test::More;
 
 our @EXPORT = qw(
   new_node create_store work_dir wait_until start_worker wait_workers
+  find_program start_pooler stop_pooler run_client
   checksum streams_checksum query_is store_is_sound sqlstate_of quote_literal json_string
 );
 
 # workers by process id: those that run, and the exit status of the others
 my (%running, %status);
+
+# poolers that run
+my @poolers;
 
 # A node that is initialized and started. The settings are lines of
 # postgresql.conf.
@@ -126,6 +131,99 @@ END
 	local $?;
 	kill 'KILL', keys %running;
 	waitpid($_, 0) foreach keys %running;
+}
+
+# The path of a program, undef if it is not installed.
+sub find_program
+{
+	my ($name) = @_;
+
+	return (grep { -x } map { "$_/$name" } split(/:/, $ENV{PATH}),
+		'/usr/sbin', '/usr/local/sbin')[0];
+}
+
+# Starts a pgbouncer in transaction mode in front of the node's database
+# "postgres", which accepts all users as the caller. Its socket lies where the
+# node's does. The settings are lines of pgbouncer.ini.
+sub start_pooler
+{
+	my ($node, %args) = @_;
+	my $dir = work_dir();
+	my $host = $node->host;
+	my $port = PostgreSQL::Test::Cluster::get_free_port();
+	my $user = $node->safe_psql('postgres', 'SELECT current_user');
+	my $conf = $args{conf} // '';
+
+	# auth_type "any" takes the user's name from the database's line
+	append_to_file("$dir/pgbouncer.ini", <<"EOT");
+[databases]
+postgres = host=$host port=@{[ $node->port ]} dbname=postgres user=$user
+[pgbouncer]
+pool_mode = transaction
+listen_addr =
+listen_port = $port
+unix_socket_dir = $host
+auth_type = any
+logfile = $dir/pgbouncer.log
+$conf
+EOT
+	my $pooler = {
+		host => $host,
+		port => $port,
+		connstr => "host=$host port=$port dbname=postgres user=$user",
+		harness => IPC::Run::start(
+			[ find_program('pgbouncer'), '-q', "$dir/pgbouncer.ini" ],
+			'>', "$dir/pgbouncer.out", '2>&1'),
+	};
+	push @poolers, $pooler;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	ok( wait_until(
+			sub {
+				system('psql', '-XqAt', '-d', $pooler->{connstr},
+					'-o', '/dev/null', '-c', 'SELECT 1') == 0;
+			}),
+		'the pooler is up')
+	  or diag map { -e ? slurp_file($_) : () } "$dir/pgbouncer.out", "$dir/pgbouncer.log";
+	return $pooler;
+}
+
+sub stop_pooler
+{
+	my ($pooler) = @_;
+
+	@poolers = grep { $_ != $pooler } @poolers;
+	$pooler->{harness}->signal('INT');
+	$pooler->{harness}->finish;
+	return;
+}
+
+END
+{
+	local $?;
+	$_->{harness}->signal('KILL') foreach @poolers;
+}
+
+# Runs a program in another language that prints "ok - name" or "not ok - name"
+# for each of its checks: these are the test's, and so is that it ends well, and
+# that it has any.
+sub run_client
+{
+	my (@command) = @_;
+	my ($out, $err) = ('', '');
+	my $ends_well = IPC::Run::run(\@command, '>', \$out, '2>', \$err);
+	my @checks = grep { /^(not )?ok - / } split /\n/, $out;
+	my $good = 1;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	foreach (@checks)
+	{
+		my ($not, $name) = /^(not )?ok - (.*)/;
+		ok(!$not, $name) or $good = 0;
+	}
+	ok($ends_well && @checks, 'the client ends well') or $good = 0;
+	diag $err unless $good;
+	return $good;
 }
 
 # The content of a store, all that a client can see of its events, in one line.

@@ -63,8 +63,60 @@ def wait_for_waiter(connection):
         pass
 
 
+def leased(writer, connection, how):
+    """Events under a lease: no transaction is open while they are handled."""
+    name = "leased " + how
+
+    def poll(consumer, wait=None):
+        return call(connection, "SELECT position, data, attempt FROM event_store.poll(%s, 10, consumer => %s, wait => %s,"
+                                " lease => '1 hour')", name, consumer, wait)
+
+    def ack(consumer, positions):
+        return call(connection, "SELECT event_store.ack(%s, %s, consumer => %s)", name, positions, consumer)[0][0]
+
+    def nack(consumer, position, error):
+        return call(connection, "SELECT event_store.nack(%s, %s, %s, consumer => %s)", name, position, error, consumer)[0][0]
+
+    def state():
+        return call(writer, "SELECT leased, retries, waiting, dead_letters, open_events FROM event_store.subscriptions"
+                            " WHERE name = %s", name)[0]
+
+    call(connection, "SELECT event_store.create_subscription(%s, stream_pattern => 'job %%', start_after => NULL,"
+                     " max_attempts => 2, first_delay => '10 ms', jitter => 0)", name)
+    positions = [call(writer, "SELECT last_position FROM event_store.append(%s, 'done', %s)", f"job {how}-{n % 2}", Json(n))[0][0]
+                 for n in range(1, 7)]  # 1 3 5 and 2 4 6
+    check(poll("one") == [(position, n, 1) for n, position in enumerate(positions, 1)],
+          f"a named consumer gets events under a lease, {how}")
+    check((poll("two"), ack("two", positions), nack("two", positions[0], "not mine")) == ([], 0, None),
+          f"another one can neither get nor decide them, {how}")
+    check(nack("one", positions[0], "python: bad weather") == "retry", f"a failure is tried again, {how}")
+    check(ack("one", positions[1:]) == 3, f"what follows in its stream waits, the others are done, {how}")
+    check(state() == (0, 1, 2, 0, 3), f"and the view says so, {how}")
+    check(poll("one", "1 hour") == [(positions[0], 1, 2)], f"it comes again, alone, after its delay, {how}")
+    check(nack("one", positions[0], "python: worse") == "dead", f"the second failure is the last, {how}")
+    check([letter[:-2] for letter in call(connection, "SELECT position, stream, attempts, error, consumer, parked, data,"
+                                          " first_failed_at, failed_at FROM event_store.dead_letters(%s)", name)]
+          == [(positions[0], f"job {how}-1", 2, "python: worse", "one", 2, 1)], f"it is a dead letter, {how}")
+    check((poll("one"), state()) == ([], (0, 0, 2, 1, 3)), f"which parks its stream, {how}")
+    check(call(connection, 'SELECT event_store.replay_dead_letters(%s, at_position => %s)', name, positions[0])[0][0] == 1,
+          f"it is replayed, {how}")
+    again = poll("one")
+    check([event[1:] for event in again] == [(1, 1), (3, 1), (5, 1)], f"and followed by what was behind it, {how}")
+    check((ack("one", [event.position for event in again]), state()) == (3, (0, 0, 0, 0, 0)), f"in the end all is done, {how}")
+
+
+def spread(pooled):
+    """Makes the pooler open a second connection to the server, so that this client's statements don't all go to one."""
+    other, backend = connect(POOLED, autocommit=False), "SELECT pg_backend_pid()"
+    call(other, backend)
+    call(pooled, backend)
+    other.commit()
+    check(call(pooled, backend) != call(pooled, backend), "the pooler changes the connection under a client")
+
+
 def main():
     listener, writer, pooled = connect(DIRECT), connect(DIRECT), connect(POOLED)
+    spread(pooled)
 
     # listening
     with listener.cursor() as cursor:
@@ -110,6 +162,7 @@ def main():
         position = call(writer, "SELECT * FROM event_store.append('order-1', 'awaited', '{}')")[0].last_position
         check(answer() == [(position, "awaited")], f"a poll that waits returns, {where}")
         check(call(writer, "SELECT event_store.ack_up_to('python', %s)", position)[0][0] == 1, f"and is acknowledged, {where}")
+        leased(writer, connection, where)
 
 
 main()

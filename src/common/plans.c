@@ -2,11 +2,14 @@
  * plans.c
  *		Statements of the extension's own, prepared once in a backend.
  *
- * They are run with a search_path of their own, whatever the caller's is.
+ * They are run with a search_path of their own, whatever the caller's is, and
+ * planned once for all parameters, by indexes: the tables are small or empty
+ * when they are first seen, and what is right for them then would be wrong later.
  */
 #include "postgres.h"
 
 #include "common/plans.h"
+#include "optimizer/cost.h"
 #include "utils/guc.h"
 
 /* how many statements have written something */
@@ -37,18 +40,34 @@ plans_finish(int guc_level)
 uint64
 plans_execute(Statement *statement, Datum *values, const char *nulls)
 {
-	int			result;
+	bool		seqscan = enable_seqscan;
+	bool		bitmapscan = enable_bitmapscan;
+	bool		sort = enable_sort;
+	volatile int result = 0;
 
 	if (statement->plan == NULL)
 	{
-		SPIPlanPtr	plan = SPI_prepare(statement->sql, statement->nargs, statement->types);
+		SPIPlanPtr	plan = SPI_prepare_cursor(statement->sql, statement->nargs, statement->types,
+											  CURSOR_OPT_GENERIC_PLAN);
 
 		if (plan == NULL)
 			elog(ERROR, "could not prepare \"%s\"", statement->sql);
 		SPI_keepplan(plan);
 		statement->plan = plan;
 	}
-	result = SPI_execute_plan(statement->plan, values, nulls, false, 0);
+	/* for the planner, if it is called; a setting by set_config_option() costs more */
+	enable_seqscan = enable_bitmapscan = enable_sort = false;
+	PG_TRY();
+	{
+		result = SPI_execute_plan(statement->plan, values, nulls, false, 0);
+	}
+	PG_FINALLY();
+	{
+		enable_seqscan = seqscan;
+		enable_bitmapscan = bitmapscan;
+		enable_sort = sort;
+	}
+	PG_END_TRY();
 	if (result < 0)
 		elog(ERROR, "could not execute \"%s\": %s", statement->sql,
 			 SPI_result_code_string(result));

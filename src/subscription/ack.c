@@ -201,25 +201,37 @@ acknowledge(FunctionCallInfo fcinfo, text *name, const int64 *positions, int cou
 	consumer.name = ack_consumer_argument(fcinfo, 2);
 	(void) state_read(name, STATE_LOCK, &subscription);
 	wake_at_end();
-	(void) group_renew(&subscription, &consumer, NULL);
+	(void) group_renew(&subscription, &consumer, false, NULL, NULL);
 	if (subscription.has_failures)
 	{
 		/* what is decided here makes another one due: not beside a poll of the slot */
 		if (!subscription.competing && !state_is_direct(&subscription))
-			failure_lock_slots(&subscription, positions, count, up_to);
+			failure_lock_slots(&subscription, positions, count, up_to, &consumer);
 		failures = failure_settle(&subscription, positions, count, up_to, &consumer);
 	}
+	failure_begin(&subscription);
 	if (subscription.has_batches && (positions == NULL || failures < count))
-		done = batch_settle(&subscription, positions, count, up_to, &consumer);
+		done = batch_settle(&subscription, positions, count, up_to, &consumer, true);
 	if (state_is_direct(&subscription))
 	{
-		int64		in_log;
+		int64		in_log = 0;
+		int64		given = delivered_log(subscription.id);
 
-		failure_begin(&subscription);
-		/* who gives its name means what it was given */
-		if (positions == NULL && consumer.name != NULL)
-			up_to = Min(up_to, poll_delivered_to(subscription.id));
-		in_log = ack_decide(&subscription, positions, count, up_to, true);
+		/*
+		 * Who has a name means what it was given; and so does who has none,
+		 * beside others who have.
+		 */
+		if (consumer.name == NULL &&
+			(positions != NULL || !(subscription.has_consumers || subscription.has_batches)))
+			given = PG_INT64_MAX;
+		if (positions == NULL)
+			in_log = ack_decide(&subscription, NULL, 0, Min(up_to, given), true);
+		else
+		{
+			while (count > 0 && positions[count - 1] > given)
+				count--;
+			in_log = ack_decide(&subscription, positions, count, 0, true);
+		}
 		/* who has an older snapshot shall know that something has changed */
 		if (in_log == 0 && failures > 0)
 			state_write(&subscription, 0);
@@ -316,9 +328,8 @@ static text *
 nack(Subscription *subscription, int64 position, const char *error,
 	 const Interval *retry_after, Consumer *consumer)
 {
+	bool		direct = state_is_direct(subscription);
 	EventList	earlier = {0};
-	EventList	later = {0};
-	bool		leased = false;
 	bool		is_blocked = false;
 	bool		dead = false;
 	int64		stream;
@@ -326,24 +337,27 @@ nack(Subscription *subscription, int64 position, const char *error,
 	if (subscription->has_failures &&
 		failure_again(subscription, position, error, retry_after, consumer, &dead))
 	{
-		if (state_is_direct(subscription))
+		if (direct)
 			state_write(subscription, 0);
 	}
 	else
 	{
 		failure_begin(subscription);
-		if (subscription->has_batches &&
-			batch_remove(subscription, position, consumer, &stream, &earlier, &later, &leased))
+		if (subscription->has_batches && batch_remove(subscription, position, consumer, &stream))
 			is_blocked = failure_blocks(subscription, stream);
-		else if (!state_is_direct(subscription) ||
+		else if (!direct ||
+				 (consumer->name != NULL && delivered_log(subscription->id) < position) ||
 				 !take_from_log(subscription, position, &stream, &earlier, &is_blocked))
 			return NULL;
 
-		/* the consumer may still decide what comes before it, not what comes behind */
-		failure_park(subscription, &earlier, leased ? consumer : NULL,
-					 !leased && (!state_is_direct(subscription) ||
-								 poll_delivered_to(subscription->id) >= position));
-		failure_park(subscription, &later, NULL, false);
+		/* whoever has what comes before it may still decide that, not what comes behind */
+		if (!subscription->competing)
+		{
+			if (subscription->has_batches)
+				batch_park_stream(subscription, stream, position);
+			failure_park(subscription, &earlier, NULL,
+						 delivered_log(subscription->id) >= position);
+		}
 		if (is_blocked)
 		{
 			EventList	itself = {0};
@@ -353,7 +367,7 @@ nack(Subscription *subscription, int64 position, const char *error,
 			return cstring_to_text("retry");
 		}
 		dead = failure_add(subscription, position, stream, error, retry_after, consumer);
-		if (state_is_direct(subscription) && leased)
+		if (direct)
 			state_write(subscription, 0);
 	}
 	breaker_failed(subscription, 1, dead ? 1 : 0);
@@ -391,7 +405,7 @@ event_store_nack(PG_FUNCTION_ARGS)
 	consumer.name = ack_consumer_argument(fcinfo, 4);
 	(void) state_read(name, STATE_LOCK, &subscription);
 	wake_at_end();
-	(void) group_renew(&subscription, &consumer, NULL);
+	(void) group_renew(&subscription, &consumer, false, NULL, NULL);
 	if (!subscription.competing && !state_is_direct(&subscription))
 	{
 		int			slot = batch_slot_of(&subscription, position, &consumer);
@@ -401,8 +415,6 @@ event_store_nack(PG_FUNCTION_ARGS)
 		(void) state_lock_part(&subscription, LOCK_SLOT + slot, true);
 		state_read_again(&subscription);
 	}
-	/* what it still has is its own for as long as it is heard of */
-	consumer.until = GetCurrentTimestamp();
 	result = nack(&subscription, position, error, retry_after, &consumer);
 	if (result == NULL)
 		PG_RETURN_NULL();
@@ -442,7 +454,7 @@ event_store_heartbeat(PG_FUNCTION_ARGS)
 				 errmsg("lease must not be NULL")));
 	ack_check_interval("lease", PG_GETARG_INTERVAL_P(2), false);
 	(void) state_read(name, STATE_LOOK, &subscription);
-	PG_RETURN_BOOL(group_renew(&subscription, &consumer, PG_GETARG_INTERVAL_P(2)));
+	PG_RETURN_BOOL(group_heartbeat(&subscription, &consumer, PG_GETARG_INTERVAL_P(2)));
 }
 
 Datum
@@ -467,8 +479,8 @@ event_store_leave(PG_FUNCTION_ARGS)
 			(void) state_lock_part(&subscription, LOCK_SLOT + slots[i], true);
 	if (count > 0)
 	{
-		batch_reclaim(&subscription, slots, count, consumer);
-		failure_reclaim(&subscription, slots, count, consumer);
+		batch_reclaim(&subscription, slots, count, consumer, false);
+		failure_reclaim(&subscription, slots, count, consumer, false);
 	}
 	was_there = group_leave(&subscription, consumer);
 	if (was_there)

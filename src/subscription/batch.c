@@ -16,7 +16,7 @@
  * the last one takes the row.
  *
  * What was delivered from queued rows to this transaction is kept in the
- * backend, for the next poll goes on from there.
+ * backend, for the next poll goes on from there (delivered.c).
  */
 #include "postgres.h"
 
@@ -37,31 +37,21 @@
 
 /* events that are dealt at once: so many polls of each slot, in these bounds */
 #define DEAL_POLLS		4
-#define DEAL_MIN		100
+#define DEAL_MIN		1000
 #define DEAL_MAX		10000
 
 /* rows of the queue of ordered slots have at least so many */
 #define MIN_BATCH		20
-
-/* a row that was delivered to this transaction, as a whole or in part */
-typedef struct Delivered
-{
-	int32		subscription_id;
-	int64		first_position; /* the row's key */
-	int64		delivered_to;
-	int64		last_position;
-} Delivered;
 
 /* a row, as read */
 typedef struct Batch
 {
 	int			slot;
 	int			priority;
-	bool		leased;
+	text	   *consumer;		/* under whose lease; NULL: queued */
+	TimestampTz until;
 	EventList	events;
 } Batch;
-
-static List *delivered = NIL;	/* in TopMemoryContext */
 
 static Statement insert = {
 	"INSERT INTO event_store.subscription_batch (subscription_id, slot, priority, first_position,"
@@ -73,7 +63,7 @@ static Statement insert = {
 };
 
 #define BATCH_COLUMNS \
-"b.first_position, b.slot, b.priority, b.consumer IS NOT NULL, b.positions, b.streams"
+"b.first_position, b.slot, b.priority, b.consumer, b.leased_until, b.positions, b.streams"
 
 static Statement queued_in_order = {
 	"SELECT q.* FROM pg_catalog.unnest($2) AS s (slot), LATERAL ("
@@ -100,9 +90,12 @@ static Statement lease_row = {
 	4, {INT4OID, INT8OID, TEXTOID, TIMESTAMPTZOID}
 };
 
+/* who decides some of what it has is still at the rest */
 static Statement shorten_row = {
 	"UPDATE event_store.subscription_batch AS b SET first_position = $3, last_position = $4,"
-	" positions = $5, streams = $6"
+	" positions = $5, streams = $6, leased_until = greatest(b.leased_until,"
+	" pg_catalog.clock_timestamp() + (SELECT c.lease FROM event_store.subscription_consumer AS c"
+	" WHERE c.subscription_id = $1 AND c.consumer = b.consumer))"
 	" WHERE b.subscription_id = $1 AND b.first_position = $2",
 	6, {INT4OID, INT8OID, INT8OID, INT8OID, INT8ARRAYOID, INT8ARRAYOID}
 };
@@ -117,7 +110,7 @@ static Statement delete_row = {
 static Statement leased_rows = {
 	"SELECT " BATCH_COLUMNS " FROM event_store.subscription_batch AS b"
 	" WHERE b.subscription_id = $1 AND b.consumer IS NOT NULL"
-	" AND (b.consumer = $2 OR $2 IS NULL) AND b.first_position <= $4 AND b.last_position >= $3"
+	" AND ($2 IS NULL OR b.consumer = $2) AND b.first_position <= $4 AND b.last_position >= $3"
 	" AND b.first_position >= $5 ORDER BY b.first_position FOR UPDATE",
 	5, {INT4OID, TEXTOID, INT8OID, INT8OID, INT8OID}
 };
@@ -145,39 +138,46 @@ static Statement rows_by_positions = {
 	5, {INT4OID, INT8ARRAYOID, INT8OID, INT8OID, INT8OID}
 };
 
+static Statement slots_of_queued = {
+	"SELECT DISTINCT b.slot FROM event_store.subscription_batch AS b"
+	" WHERE b.subscription_id = $1 AND b.consumer IS NULL"
+	" AND b.first_position <= $4 AND b.last_position >= $3 AND b.positions && $2"
+	" AND b.first_position >= $5 ORDER BY 1",
+	5, {INT4OID, INT8ARRAYOID, INT8OID, INT8OID, INT8OID}
+};
+
 static Statement slots_by_position = {
 	"SELECT b.slot FROM event_store.subscription_batch AS b"
 	" WHERE b.subscription_id = $1 AND b.first_position <= $2 AND b.last_position >= $2"
 	" AND b.first_position >= $4"
-	" AND $2 = ANY (b.positions) AND (b.consumer IS NULL OR b.consumer = $3 OR $3 IS NULL)"
+	" AND $2 = ANY (b.positions) AND (b.consumer IS NULL OR b.consumer = $3)"
 	" UNION ALL SELECT f.slot FROM event_store.subscription_failure AS f"
 	" WHERE f.subscription_id = $1 AND f.position = $2",
 	4, {INT4OID, INT8OID, TEXTOID, INT8OID}
 };
 
-/* alive is whoever is heard of, or has time left in this row */
-#define IS_OVER \
-" (b.leased_until <= pg_catalog.clock_timestamp() AND NOT EXISTS" \
-" (SELECT FROM event_store.subscription_consumer AS c WHERE c.subscription_id = b.subscription_id" \
-" AND c.consumer = b.consumer AND c.expires_at > pg_catalog.clock_timestamp()))"
-
 static Statement over_rows = {
 	"DELETE FROM event_store.subscription_batch AS d WHERE d.subscription_id = $1"
 	" AND d.first_position IN (SELECT b.first_position FROM event_store.subscription_batch AS b"
 	" WHERE b.subscription_id = $1 AND b.first_position >= $4 AND b.consumer IS NOT NULL"
-	" AND b.slot = ANY ($2) AND CASE WHEN $3 IS NULL THEN" IS_OVER " ELSE b.consumer = $3 END"
+	" AND b.slot = ANY ($2) AND CASE WHEN $5 THEN true"
+	" WHEN $3 IS NOT NULL THEN b.consumer = $3"
+	" WHEN b.leased_until <= pg_catalog.clock_timestamp() THEN true"
+	" ELSE $6 AND EXISTS (SELECT FROM event_store.subscription_batch AS o"
+	" WHERE o.subscription_id = $1 AND o.first_position >= $4 AND o.consumer = b.consumer"
+	" AND o.slot = b.slot AND o.leased_until <= pg_catalog.clock_timestamp()) END"
 	" FOR UPDATE SKIP LOCKED)"
 	" RETURNING d.positions, d.streams, d.consumer",
-	4, {INT4OID, INT4ARRAYOID, TEXTOID, INT8OID}
+	6, {INT4OID, INT4ARRAYOID, TEXTOID, INT8OID, BOOLOID, BOOLOID}
 };
 
 static Statement slots_in_use = {
 	"SELECT DISTINCT b.slot FROM event_store.subscription_batch AS b"
 	" WHERE b.subscription_id = $1 AND b.first_position >= $3 AND b.consumer IS NOT NULL"
-	" AND b.consumer IS DISTINCT FROM $2 AND NOT" IS_OVER
+	" AND b.consumer IS DISTINCT FROM $2 AND b.leased_until > pg_catalog.clock_timestamp()"
 	" UNION SELECT b.slot FROM event_store.subscription_failure AS b"
 	" WHERE b.subscription_id = $1 AND b.consumer IS NOT NULL AND b.consumer IS DISTINCT FROM $2"
-	" AND NOT" IS_OVER,
+	" AND b.leased_until > pg_catalog.clock_timestamp()",
 	3, {INT4OID, TEXTOID, INT8OID}
 };
 
@@ -187,6 +187,38 @@ static Statement slots_held = {
 	" UNION SELECT f.slot FROM event_store.subscription_failure AS f"
 	" WHERE f.subscription_id = $1 AND f.consumer = $2 ORDER BY 1",
 	3, {INT4OID, TEXTOID, INT8OID}
+};
+
+static Statement leased_count = {
+	"SELECT coalesce((SELECT sum(cardinality(b.positions)) FROM event_store.subscription_batch AS b"
+	" WHERE b.subscription_id = $1 AND b.first_position >= $3 AND b.consumer IS NOT NULL"
+	" AND ($2 IS NULL OR b.consumer = $2)), 0)::int8"
+	" + (SELECT count(*) FROM event_store.subscription_failure AS f"
+	" WHERE f.subscription_id = $1 AND f.due IS NOT NULL AND f.consumer IS NOT NULL"
+	" AND ($2 IS NULL OR f.consumer = $2))",
+	3, {INT4OID, TEXTOID, INT8OID}
+};
+
+/* what is over stays so; what a transaction of the consumer's own is at is not waited for */
+static Statement extend_batches = {
+	"UPDATE event_store.subscription_batch AS b"
+	" SET leased_until = greatest(b.leased_until, pg_catalog.clock_timestamp() + $4)"
+	" WHERE b.subscription_id = $1 AND b.first_position IN (SELECT k.first_position"
+	" FROM event_store.subscription_batch AS k WHERE k.subscription_id = $1"
+	" AND k.first_position >= $3 AND k.consumer = $2"
+	" AND k.leased_until > pg_catalog.clock_timestamp() FOR UPDATE SKIP LOCKED)",
+	4, {INT4OID, TEXTOID, INT8OID, INTERVALOID}
+};
+
+static Statement extend_failures = {
+	"UPDATE event_store.subscription_failure AS f"
+	" SET leased_until = greatest(f.leased_until, pg_catalog.clock_timestamp() + $4),"
+	" due = greatest(f.leased_until, pg_catalog.clock_timestamp() + $4)"
+	" WHERE f.subscription_id = $1 AND f.position IN (SELECT k.position"
+	" FROM event_store.subscription_failure AS k WHERE k.subscription_id = $1"
+	" AND k.due IS NOT NULL AND k.consumer = $2 AND $3 IS NOT NULL"
+	" AND k.leased_until > pg_catalog.clock_timestamp() FOR UPDATE SKIP LOCKED)",
+	4, {INT4OID, TEXTOID, INT8OID, INTERVALOID}
 };
 
 static Statement oldest_row = {
@@ -215,43 +247,17 @@ static Statement deal_anew = {
  * ----------------------------------------------------------------
  */
 
-void
-batch_forget(void)
-{
-	list_free_deep(delivered);
-	delivered = NIL;
-}
-
 static Delivered *
 find_delivered(int32 subscription_id, int64 first_position)
 {
-	ListCell   *cell;
-
-	foreach(cell, delivered)
-	{
-		Delivered  *d = lfirst(cell);
-
-		if (d->subscription_id == subscription_id && d->first_position == first_position)
-			return d;
-	}
-	return NULL;
+	return delivered_find(subscription_id, DELIVERED_BATCH, first_position);
 }
 
 static void
 note_delivered(int32 subscription_id, const EventList *row, int64 delivered_to)
 {
-	Delivered  *d = find_delivered(subscription_id, row->positions[0]);
+	Delivered  *d = delivered_note(subscription_id, DELIVERED_BATCH, row->positions[0]);
 
-	if (d == NULL)
-	{
-		MemoryContext saved = MemoryContextSwitchTo(TopMemoryContext);
-
-		d = palloc(sizeof(Delivered));
-		delivered = lappend(delivered, d);
-		MemoryContextSwitchTo(saved);
-	}
-	d->subscription_id = subscription_id;
-	d->first_position = row->positions[0];
 	d->delivered_to = delivered_to;
 	d->last_position = row->positions[row->count - 1];
 }
@@ -260,18 +266,14 @@ note_delivered(int32 subscription_id, const EventList *row, int64 delivered_to)
 static Datum
 delivered_keys(int32 subscription_id, bool as_a_whole, int *count)
 {
-	int64	   *keys = palloc(sizeof(int64) * Max(list_length(delivered), 1));
-	ListCell   *cell;
+	int64	   *keys = palloc(sizeof(int64) *
+							  Max(delivered_count(subscription_id, DELIVERED_BATCH), 1));
+	Delivered  *d = NULL;
 	int			n = 0;
 
-	foreach(cell, delivered)
-	{
-		Delivered  *d = lfirst(cell);
-
-		if (d->subscription_id == subscription_id &&
-			(!as_a_whole || d->delivered_to >= d->last_position))
-			keys[n++] = d->first_position;
-	}
+	while ((d = delivered_next(d, subscription_id, DELIVERED_BATCH)) != NULL)
+		if (!as_a_whole || d->delivered_to >= d->last_position)
+			keys[n++] = d->position;
 	*count = n;
 	return state_int64_array(keys, n);
 }
@@ -327,16 +329,21 @@ read_batches(MemoryContext context, int *count)
 	for (int i = 0; i < *count; i++)
 	{
 		HeapTuple	row = table->vals[i];
+		Datum		consumer;
+		Datum		until;
 		bool		isnull;
 		int			n;
 
 		batches[i].slot = DatumGetInt32(SPI_getbinval(row, table->tupdesc, 2, &isnull));
 		batches[i].priority = DatumGetInt32(SPI_getbinval(row, table->tupdesc, 3, &isnull));
-		batches[i].leased = DatumGetBool(SPI_getbinval(row, table->tupdesc, 4, &isnull));
+		consumer = SPI_getbinval(row, table->tupdesc, 4, &isnull);
+		batches[i].consumer = isnull ? NULL : DatumGetTextPCopy(consumer);
+		until = SPI_getbinval(row, table->tupdesc, 5, &isnull);
+		batches[i].until = isnull ? 0 : DatumGetTimestampTz(until);
 		batches[i].events.positions =
-			state_array_int64(SPI_getbinval(row, table->tupdesc, 5, &isnull), &n);
-		batches[i].events.streams =
 			state_array_int64(SPI_getbinval(row, table->tupdesc, 6, &isnull), &n);
+		batches[i].events.streams =
+			state_array_int64(SPI_getbinval(row, table->tupdesc, 7, &isnull), &n);
 		batches[i].events.count = n;
 	}
 	MemoryContextSwitchTo(saved);
@@ -372,13 +379,10 @@ move_delivered(int32 subscription_id, const Batch *batch, const EventList *rest)
 	if (d == NULL)
 		return;
 	if (rest->count == 0)
-	{
-		delivered = list_delete_ptr(delivered, d);
-		pfree(d);
-	}
+		delivered_remove(d);
 	else
 	{
-		d->first_position = rest->positions[0];
+		d->position = rest->positions[0];
 		d->last_position = rest->positions[rest->count - 1];
 	}
 }
@@ -639,6 +643,13 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 			while (d != NULL && first < events->count && events->positions[first] <= d->delivered_to)
 				first++;
 			count = Min(events->count - first, max_count - got);
+			if (count <= 0)
+			{
+				MemoryContextSwitchTo(spi);
+				if (d != NULL)
+					d->last_position = d->delivered_to;
+				continue;
+			}
 			for (int k = first; k < first + count; k++)
 				events_add(taken, events->positions[k], events->streams[k]);
 			got += count;
@@ -693,21 +704,24 @@ batch_lease(Subscription *subscription, const EventList *events, const Consumer 
  * ----------------------------------------------------------------
  */
 
-/* Takes the given positions, or all up to one, out of rows; returns how many. */
+/*
+ * Takes the given positions, or all up to one, out of rows; returns how many.
+ * done: those that wait behind a failed one of their stream do not count.
+ */
 static int64
 settle_rows(Subscription *subscription, MemoryContext context, const int64 *positions,
-			int count, int64 up_to)
+			int count, int64 up_to, bool done)
 {
 	int			n;
 	Batch	   *batches = read_batches(context, &n);
 	MemoryContext spi = MemoryContextSwitchTo(context);
-	int64		done = 0;
+	int64		found = 0;
 
 	for (int i = 0; i < n; i++)
 	{
 		EventList  *events = &batches[i].events;
-		Delivered  *d = batches[i].leased ? NULL :
-			find_delivered(subscription->id, events->positions[0]);
+		bool		leased = batches[i].consumer != NULL;
+		Delivered  *d = leased ? NULL : find_delivered(subscription->id, events->positions[0]);
 		EventList	rest = {0};
 
 		for (int k = 0; k < events->count; k++)
@@ -715,34 +729,56 @@ settle_rows(Subscription *subscription, MemoryContext context, const int64 *posi
 			bool		hit = positions != NULL ?
 				positions_contain(positions, count, events->positions[k]) :
 				events->positions[k] <= up_to &&
-				(batches[i].leased || (d != NULL && events->positions[k] <= d->delivered_to));
+				(leased || (d != NULL && events->positions[k] <= d->delivered_to));
 
-			if (!hit)
+			if (!hit || (done && failure_blocks(subscription, events->streams[k])))
 				events_add(&rest, events->positions[k], events->streams[k]);
 		}
 		if (rest.count == events->count)
 			continue;
-		done += events->count - rest.count;
+		found += events->count - rest.count;
 		write_rest(subscription, &batches[i], &rest);
-		if (!batches[i].leased)
+		if (!leased)
 			move_delivered(subscription->id, &batches[i], &rest);
 	}
 	MemoryContextSwitchTo(spi);
-	return done;
+	return found;
+}
+
+/* Locks the slots of queued events, so that nobody else has them delivered. */
+static void
+lock_queued(Subscription *subscription, Datum *values)
+{
+	int		   *slots;
+	int			n;
+
+	n = (int) plans_execute(&slots_of_queued, values, NULL);
+	slots = palloc(sizeof(int) * Max(n, 1));
+	for (int i = 0; i < n; i++)
+	{
+		bool		isnull;
+
+		slots[i] = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+											   1, &isnull));
+	}
+	for (int i = 0; i < n; i++)
+		(void) state_lock_part(subscription, LOCK_SLOT + slots[i], true);
 }
 
 /*
- * Events are done: those at the given positions, or those up to one that were
- * delivered.  Returns how many there were.
+ * Events are done, or (done is false) they were put elsewhere: those at the
+ * given positions, or those up to one that were delivered.  Returns how many
+ * there were.
  */
 int64
 batch_settle(Subscription *subscription, const int64 *positions, int count, int64 up_to,
-			 const Consumer *consumer)
+			 const Consumer *consumer, bool done)
 {
 	MemoryContext context = CurrentMemoryContext;
 	int64		low = positions == NULL ? 0 : count == 0 ? 1 : positions[0];
 	int64		high = positions == NULL ? up_to : count == 0 ? 0 : positions[count - 1];
-	int64		done = 0;
+	int64		found = 0;
+	int			nkeys;
 	Datum		values[5];
 	OwnerSwitch saved;
 
@@ -751,37 +787,34 @@ batch_settle(Subscription *subscription, const int64 *positions, int count, int6
 	state_begin(&saved);
 	values[0] = Int32GetDatum(subscription->id);
 	values[4] = Int64GetDatum(subscription->oldest);
-	if (delivered != NIL)
+	values[1] = delivered_keys(subscription->id, false, &nkeys);
+	if (nkeys > 0)
 	{
-		int			nkeys;
-
-		values[1] = delivered_keys(subscription->id, false, &nkeys);
-		if (nkeys > 0)
-		{
-			(void) plans_execute(&rows_by_key, values, NULL);
-			done += settle_rows(subscription, context, positions, count, up_to);
-		}
+		(void) plans_execute(&rows_by_key, values, NULL);
+		found += settle_rows(subscription, context, positions, count, up_to, done);
 	}
-	if (positions == NULL || done < count)
+	/* without a name they are nobody's in particular: then "up to" would mean others', too */
+	if (positions == NULL ? consumer->name != NULL : found < count)
 	{
-		/* who says "up to" without a name does not mean what others have */
-		bool		any = consumer->name == NULL && positions != NULL;
-
-		values[1] = any ? (Datum) 0 : consumer_datum(consumer);
+		values[1] = consumer_datum(consumer);
 		values[2] = Int64GetDatum(low);
 		values[3] = Int64GetDatum(high);
-		(void) plans_execute(&leased_rows, values, any ? " n   " : NULL);
-		done += settle_rows(subscription, context, positions, count, up_to);
+		(void) plans_execute(&leased_rows, values, NULL);
+		found += settle_rows(subscription, context, positions, count, up_to, done);
 	}
 	/* what is queued is open, though it was not delivered to this transaction */
-	if (positions != NULL && done < count)
+	if (positions != NULL && found < count)
 	{
 		values[1] = state_int64_array(positions, count);
+		values[2] = Int64GetDatum(low);
+		values[3] = Int64GetDatum(high);
+		if (!subscription->competing && !state_is_direct(subscription))
+			lock_queued(subscription, values);
 		(void) plans_execute(&rows_by_positions, values, NULL);
-		done += settle_rows(subscription, context, positions, count, up_to);
+		found += settle_rows(subscription, context, positions, count, up_to, done);
 	}
 	state_end(&saved);
-	return done;
+	return found;
 }
 
 /* The slot of an event that is dealt, leased or has failed; 0: it is none of that. */
@@ -795,10 +828,10 @@ batch_slot_of(Subscription *subscription, int64 position, const Consumer *consum
 
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = Int64GetDatum(position);
-	values[2] = consumer->name == NULL ? (Datum) 0 : PointerGetDatum(consumer->name);
+	values[2] = consumer_datum(consumer);
 	values[3] = Int64GetDatum(subscription->oldest);
 	state_begin(&saved);
-	if (plans_execute(&slots_by_position, values, consumer->name == NULL ? "  n " : NULL) > 0)
+	if (plans_execute(&slots_by_position, values, NULL) > 0)
 		slot = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
 										   &isnull));
 	state_end(&saved);
@@ -806,84 +839,132 @@ batch_slot_of(Subscription *subscription, int64 position, const Consumer *consum
 }
 
 /*
- * Takes an event out, which has failed, and what was delivered with it of its
- * stream: earlier events that are not decided, and later ones.  False if it is
- * not there.
+ * Takes an event out, which has failed: of what was delivered to this transaction,
+ * of what the consumer has under a lease, or of what is queued, in a slot that is
+ * locked.  False if it is not there.
  */
 bool
 batch_remove(Subscription *subscription, int64 position, const Consumer *consumer,
-			 int64 *stream, EventList *earlier, EventList *later, bool *leased)
+			 int64 *stream)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Batch	   *batches[3] = {NULL};
-	int			counts[3] = {0};
 	bool		found = false;
-	int			nkeys;
 	Datum		values[5];
 	OwnerSwitch saved;
 
-	state_begin(&saved);
 	values[0] = Int32GetDatum(subscription->id);
+	values[2] = values[3] = Int64GetDatum(position);
 	values[4] = Int64GetDatum(subscription->oldest);
-	/* delivered to this transaction */
-	values[1] = delivered_keys(subscription->id, false, &nkeys);
-	if (nkeys > 0)
+	state_begin(&saved);
+	for (int round = 0; round < 2 && !found; round++)
 	{
-		(void) plans_execute(&rows_by_key, values, NULL);
-		batches[0] = read_batches(context, &counts[0]);
-	}
-	/* under a lease */
-	values[1] = consumer->name == NULL ? (Datum) 0 : PointerGetDatum(consumer->name);
-	values[2] = Int64GetDatum(0);
-	values[3] = Int64GetDatum(PG_INT64_MAX);
-	(void) plans_execute(&leased_rows, values, consumer->name == NULL ? " n   " : NULL);
-	batches[1] = read_batches(context, &counts[1]);
-	/* queued: where there is no order, what was not delivered may fail, too */
-	if (subscription->competing)
-	{
-		values[1] = state_int64_array(&position, 1);
-		values[2] = values[3] = Int64GetDatum(position);
-		(void) plans_execute(&rows_by_positions, values, NULL);
-		batches[2] = read_batches(context, &counts[2]);
-	}
-	MemoryContextSwitchTo(context);
-	for (int list = 0; list < 3 && !found; list++)
-		for (int i = 0; i < counts[list] && !found; i++)
-			for (int k = 0; k < batches[list][i].events.count && !found; k++)
-				if (batches[list][i].events.positions[k] == position)
-				{
-					found = true;
-					*stream = batches[list][i].events.streams[k];
-					*leased = batches[list][i].leased;
-				}
-	for (int list = 0; list < 3 && found; list++)
-		for (int i = 0; i < counts[list]; i++)
+		Batch	   *batches;
+		MemoryContext spi;
+		int			n;
+
+		values[1] = round == 0 ? consumer_datum(consumer) : state_int64_array(&position, 1);
+		(void) plans_execute(round == 0 ? &leased_rows : &rows_by_positions, values, NULL);
+		batches = read_batches(context, &n);
+		spi = MemoryContextSwitchTo(context);
+		for (int i = 0; i < n && !found; i++)
 		{
-			Batch	   *batch = &batches[list][i];
+			EventList  *events = &batches[i].events;
 			EventList	rest = {0};
 
-			for (int k = 0; k < batch->events.count; k++)
+			for (int k = 0; k < events->count; k++)
 			{
-				int64		here = batch->events.positions[k];
-
-				if (here == position)
+				if (events->positions[k] != position)
+				{
+					events_add(&rest, events->positions[k], events->streams[k]);
 					continue;
-				if (subscription->competing || batch->events.streams[k] != *stream)
-					events_add(&rest, here, batch->events.streams[k]);
-				else
-					events_add(here < position ? earlier : later, here, *stream);
+				}
+				found = true;
+				*stream = events->streams[k];
 			}
-			if (rest.count == batch->events.count)
-				continue;
-			write_rest(subscription, batch, &rest);
-			if (!batch->leased)
-				move_delivered(subscription->id, batch, &rest);
-			/* a row may be found twice: as delivered, and as queued */
-			if (subscription->competing)
-				break;
+			if (found)
+			{
+				write_rest(subscription, &batches[i], &rest);
+				if (batches[i].consumer == NULL)
+					move_delivered(subscription->id, &batches[i], &rest);
+			}
 		}
+		MemoryContextSwitchTo(spi);
+	}
 	state_end(&saved);
 	return found;
+}
+
+/*
+ * Takes out what was delivered of a stream of which an event has failed, and puts
+ * it where that is: earlier events, which may still be decided by who has them,
+ * and later ones, which must wait.  Of an ordered subscription, whose slot, or
+ * cursor, is locked.
+ */
+void
+batch_park_stream(Subscription *subscription, int64 stream, int64 position)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum		values[5];
+	OwnerSwitch saved;
+
+	values[0] = Int32GetDatum(subscription->id);
+	values[4] = Int64GetDatum(subscription->oldest);
+	state_begin(&saved);
+	for (int round = 0; round < 2; round++)
+	{
+		Batch	   *batches;
+		MemoryContext spi;
+		int			n;
+
+		if (round == 0)
+		{
+			values[1] = delivered_keys(subscription->id, false, &n);
+			if (n == 0)
+				continue;
+			(void) plans_execute(&rows_by_key, values, NULL);
+		}
+		else
+		{
+			values[1] = (Datum) 0;
+			values[2] = Int64GetDatum(0);
+			values[3] = Int64GetDatum(PG_INT64_MAX);
+			(void) plans_execute(&leased_rows, values, " n   ");
+		}
+		batches = read_batches(context, &n);
+		spi = MemoryContextSwitchTo(context);
+		for (int i = 0; i < n; i++)
+		{
+			EventList  *events = &batches[i].events;
+			Delivered  *d = batches[i].consumer != NULL ? NULL :
+				find_delivered(subscription->id, events->positions[0]);
+			int64		delivered_to = d == NULL ? 0 : d->delivered_to;
+			EventList	rest = {0};
+			EventList	earlier = {0};
+			EventList	in_hand = {0};
+			EventList	later = {0};
+			Consumer	holder = {0};
+
+			for (int k = 0; k < events->count; k++)
+			{
+				int64		here = events->positions[k];
+
+				events_add(events->streams[k] != stream ? &rest : here > position ? &later :
+						   here <= delivered_to ? &in_hand : &earlier, here, events->streams[k]);
+			}
+			if (rest.count == events->count)
+				continue;
+			write_rest(subscription, &batches[i], &rest);
+			if (batches[i].consumer == NULL)
+				move_delivered(subscription->id, &batches[i], &rest);
+			holder.name = batches[i].consumer;
+			holder.until = batches[i].until;
+			failure_park(subscription, &earlier, holder.name == NULL ? NULL : &holder, false);
+			failure_park(subscription, &in_hand, NULL, true);
+			failure_park(subscription, &later, NULL, false);
+		}
+		MemoryContextSwitchTo(spi);
+	}
+	state_end(&saved);
 }
 
 /* Takes events out, which wait from now on behind one that has failed. */
@@ -894,7 +975,7 @@ batch_drop_parked(Subscription *subscription, const EventList *events, const Con
 
 	memcpy(positions, events->positions, sizeof(int64) * events->count);
 	qsort(positions, events->count, sizeof(int64), state_compare_positions);
-	(void) batch_settle(subscription, positions, events->count, 0, consumer);
+	(void) batch_settle(subscription, positions, events->count, 0, consumer, false);
 	pfree(positions);
 }
 
@@ -958,27 +1039,51 @@ batch_slots_held(Subscription *subscription, text *consumer, int **slots)
 	return count;
 }
 
-/* Was anything delivered to this transaction from a row that is still there? */
-bool
-batch_any_delivered(const Subscription *subscription)
+/* How many events are out under leases, of a consumer (NULL: all). */
+int64
+batch_leased(Subscription *subscription, text *consumer)
 {
-	ListCell   *cell;
+	Datum		values[3];
+	OwnerSwitch saved;
+	bool		isnull;
+	int64		count;
 
-	foreach(cell, delivered)
-		if (((Delivered *) lfirst(cell))->subscription_id == subscription->id)
-			return true;
-	return false;
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = PointerGetDatum(consumer);
+	values[2] = Int64GetDatum(subscription->oldest);
+	state_begin(&saved);
+	(void) plans_execute(&leased_count, values, consumer == NULL ? " n " : NULL);
+	count = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	state_end(&saved);
+	return count;
+}
+
+/* A consumer is at what it has: its leases last until then. */
+void
+batch_extend(Subscription *subscription, const Consumer *consumer, const Interval *lease)
+{
+	Datum		values[4];
+	OwnerSwitch saved;
+
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = consumer_datum(consumer);
+	values[2] = Int64GetDatum(subscription->oldest);
+	values[3] = IntervalPGetDatum(unconstify(Interval *, lease));
+	state_begin(&saved);
+	(void) plans_execute(&extend_batches, values, NULL);
+	(void) plans_execute(&extend_failures, values, NULL);
+	state_end(&saved);
 }
 
 /*
  * Takes back what is out under leases that are over, in slots that are locked;
- * or what a consumer has who leaves.
+ * or what a consumer has who leaves; or (all) all.
  */
 void
-batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *leaving)
+batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *leaving, bool all)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Datum		values[4];
+	Datum		values[6];
 	OwnerSwitch saved;
 	int			count;
 	EventList  *lists;
@@ -989,7 +1094,10 @@ batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *le
 	values[2] = PointerGetDatum(leaving);
 	values[3] = Int64GetDatum(subscription->oldest);
 	state_begin(&saved);
-	count = (int) plans_execute(&over_rows, values, leaving == NULL ? "  n " : NULL);
+	values[4] = BoolGetDatum(all);
+	/* what it has in order behind that is taken back with it */
+	values[5] = BoolGetDatum(!subscription->competing);
+	count = (int) plans_execute(&over_rows, values, leaving == NULL ? "  n   " : NULL);
 	lists = MemoryContextAllocZero(context, sizeof(EventList) * Max(count, 1));
 	consumers = MemoryContextAllocZero(context, sizeof(text *) * Max(count, 1));
 	for (int i = 0; i < count; i++)
@@ -1018,17 +1126,6 @@ batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *le
 	}
 }
 
-/* The subscriptions that anything was delivered of to this transaction. */
-List *
-batch_subscriptions(List *ids)
-{
-	ListCell   *cell;
-
-	foreach(cell, delivered)
-		ids = list_append_unique_int(ids, ((Delivered *) lfirst(cell))->subscription_id);
-	return ids;
-}
-
 /*
  * The session ends in the middle of a transaction: takes out of rows what was
  * delivered to it, as far as nobody else has it by now.
@@ -1052,13 +1149,14 @@ batch_give_up(Subscription *subscription, EventList *events)
 	{
 		EventList  *row = &batches[i].events;
 		Delivered  *d = find_delivered(subscription->id, row->positions[0]);
+		int64		delivered_to = d == NULL ? 0 : d->delivered_to;
 		EventList	rest = {0};
 
 		if (!subscription->competing && !state_is_direct(subscription) &&
 			!state_lock_part(subscription, LOCK_SLOT + batches[i].slot, false))
 			continue;
 		for (int k = 0; k < row->count; k++)
-			events_add(row->positions[k] <= d->delivered_to ? events : &rest,
+			events_add(row->positions[k] <= delivered_to ? events : &rest,
 					   row->positions[k], row->streams[k]);
 		write_rest(subscription, &batches[i], &rest);
 	}

@@ -14,6 +14,7 @@
 
 #include "catalog/pg_type_d.h"
 #include "common/pg_prng.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -112,7 +113,8 @@ breaker_limit(Subscription *subscription, int max_count)
 			return 0;
 		subscription->breaker = BREAKER_HALF_OPEN;
 	}
-	return Min(max_count, subscription->breaker_probes);
+	/* no more of them than that are out at a time */
+	return (int) Max(Min(max_count, subscription->breaker_probes - batch_leased(subscription, NULL)), 0);
 }
 
 /* So many attempts have failed, so many of them for good. */

@@ -50,18 +50,6 @@ typedef struct BlockedStream
 static HTAB *blocked = NULL;
 static bool all_known;
 
-/* positions delivered to this transaction; in TopMemoryContext */
-typedef struct Delivered
-{
-	int32		subscription_id;
-	int64		position;
-	int64		stream;
-} Delivered;
-
-static Delivered *delivered = NULL;
-static int	ndelivered = 0;
-static int	delivered_room = 0;
-
 static Statement blocked_streams = {
 	"SELECT DISTINCT f.stream_id FROM event_store.subscription_failure AS f"
 	" WHERE f.subscription_id = $1 LIMIT $2",
@@ -95,8 +83,8 @@ static Statement add = {
 static Statement find_for_nack = {
 	"SELECT f.stream_id, f.attempts FROM event_store.subscription_failure AS f"
 	" WHERE f.subscription_id = $1 AND f.position = $2 AND NOT f.dead"
-	" AND CASE WHEN f.consumer IS NULL THEN f.due IS NOT NULL OR $4"
-	" ELSE f.consumer = $3 OR $3 IS NULL END FOR UPDATE",
+	" AND CASE WHEN f.consumer IS NULL THEN f.due <= pg_catalog.clock_timestamp() OR $4"
+	" ELSE f.consumer = $3 END FOR UPDATE",
 	4, {INT4OID, INT8OID, TEXTOID, BOOLOID}
 };
 
@@ -156,6 +144,12 @@ static Statement take_for_anyone = {
 	TAKE " FOR UPDATE SKIP LOCKED", 5, {INT4OID, INT4ARRAYOID, INT8ARRAYOID, INT8OID, INT4OID}
 };
 
+static Statement has_suspect = {
+	"SELECT FROM event_store.subscription_failure AS f WHERE f.subscription_id = $1"
+	" AND f.due IS NOT NULL AND f.consumer = $2 AND " IS_ALONE("$3"),
+	3, {INT4OID, TEXTOID, INT4OID}
+};
+
 /*
  * Those behind the first of a stream, and whether they must wait for it: what
  * has failed does, and a suspect behind one that is none.
@@ -178,8 +172,9 @@ static Statement lease = {
 static Statement settle = {
 	"DELETE FROM event_store.subscription_failure AS f WHERE f.subscription_id = $1"
 	" AND f.position = ANY ($2) AND NOT f.dead"
-	" AND CASE WHEN f.consumer IS NULL THEN f.due IS NOT NULL OR f.position = ANY ($4)"
-	" ELSE f.consumer = $3 OR $3 IS NULL END"
+	" AND CASE WHEN f.consumer IS NULL"
+	" THEN f.due <= pg_catalog.clock_timestamp() OR f.position = ANY ($4)"
+	" ELSE f.consumer = $3 END"
 	" RETURNING f.stream_id",
 	4, {INT4OID, INT8ARRAYOID, TEXTOID, INT8ARRAYOID}
 };
@@ -187,7 +182,8 @@ static Statement settle = {
 static Statement settle_up_to = {
 	"DELETE FROM event_store.subscription_failure AS f WHERE f.subscription_id = $1"
 	" AND f.position <= $2 AND NOT f.dead"
-	" AND CASE WHEN f.consumer IS NULL THEN f.position = ANY ($4) ELSE f.consumer = $3 END"
+	" AND CASE WHEN f.consumer IS NULL THEN f.position = ANY ($4)"
+	" ELSE f.consumer = $3 AND $3 <> '' END"
 	" RETURNING f.stream_id",
 	4, {INT4OID, INT8OID, TEXTOID, INT8ARRAYOID}
 };
@@ -195,8 +191,10 @@ static Statement settle_up_to = {
 static Statement slots_of_positions = {
 	"SELECT DISTINCT f.slot FROM event_store.subscription_failure AS f"
 	" WHERE f.subscription_id = $1 AND NOT f.dead"
-	" AND CASE WHEN $2 IS NULL THEN f.position <= $3 ELSE f.position = ANY ($2) END ORDER BY 1",
-	3, {INT4OID, INT8ARRAYOID, INT8OID}
+	" AND CASE WHEN $2 IS NULL THEN f.position <= $3"
+	" AND CASE WHEN f.consumer IS NULL THEN f.position = ANY ($5) ELSE f.consumer = $4 END"
+	" ELSE f.position = ANY ($2) END ORDER BY 1",
+	5, {INT4OID, INT8ARRAYOID, INT8OID, TEXTOID, INT8ARRAYOID}
 };
 
 static Statement next_due = {
@@ -209,11 +207,6 @@ static Statement next_due = {
 	" WHERE b.subscription_id = $1 AND b.first_position >= $2 AND b.consumer IS NULL)",
 	2, {INT4OID, INT8OID}
 };
-
-#define IS_OVER \
-" (b.leased_until <= pg_catalog.clock_timestamp() AND NOT EXISTS" \
-" (SELECT FROM event_store.subscription_consumer AS c WHERE c.subscription_id = b.subscription_id" \
-" AND c.consumer = b.consumer AND c.expires_at > pg_catalog.clock_timestamp()))"
 
 static Statement reclaim = {
 	"UPDATE event_store.subscription_failure AS f SET consumer = NULL, leased_until = NULL,"
@@ -231,10 +224,11 @@ static Statement reclaim = {
 	" WHERE b.subscription_id = $1 AND b.slot = ANY ($2)"
 	" AND CASE WHEN $5 IS NOT NULL THEN b.position = ANY ($5) AND b.consumer IS NULL AND NOT b.dead"
 	" ELSE b.due IS NOT NULL AND b.consumer IS NOT NULL"
-	" AND CASE WHEN $3 IS NULL THEN" IS_OVER " ELSE b.consumer = $3 END END"
+	" AND CASE WHEN $6 THEN true WHEN $3 IS NULL THEN b.leased_until <= pg_catalog.clock_timestamp()"
+	" ELSE b.consumer = $3 END END"
 	" FOR UPDATE SKIP LOCKED)"
 	" RETURNING f.stream_id, f.dead",
-	5, {INT4OID, INT4ARRAYOID, TEXTOID, INT4OID, INT8ARRAYOID}
+	6, {INT4OID, INT4ARRAYOID, TEXTOID, INT4OID, INT8ARRAYOID, BOOLOID}
 };
 
 static Statement take_back = {
@@ -262,69 +256,46 @@ static Statement set_all_due = {
  * ----------------------------------------------------------------
  */
 
-void
-failure_forget(void)
-{
-	if (delivered != NULL)
-		pfree(delivered);
-	delivered = NULL;
-	ndelivered = delivered_room = 0;
-}
-
 static void
 note_delivered(int32 subscription_id, int64 position, int64 stream)
 {
-	if (ndelivered == delivered_room)
-	{
-		delivered_room = Max(delivered_room * 2, 16);
-		if (delivered == NULL)
-			delivered = MemoryContextAlloc(TopMemoryContext,
-										   sizeof(Delivered) * delivered_room);
-		else
-			delivered = repalloc(delivered, sizeof(Delivered) * delivered_room);
-	}
-	delivered[ndelivered].subscription_id = subscription_id;
-	delivered[ndelivered].stream = stream;
-	delivered[ndelivered++].position = position;
+	delivered_note(subscription_id, DELIVERED_FAILURE, position)->stream = stream;
 }
 
 static Datum
 delivered_positions(int32 subscription_id)
 {
-	int64	   *positions = palloc(sizeof(int64) * Max(ndelivered, 1));
+	int64	   *positions = palloc(sizeof(int64) *
+								   Max(delivered_count(subscription_id, DELIVERED_FAILURE), 1));
+	Delivered  *item = NULL;
 	int			n = 0;
 
-	for (int i = 0; i < ndelivered; i++)
-		if (delivered[i].subscription_id == subscription_id)
-			positions[n++] = delivered[i].position;
+	while ((item = delivered_next(item, subscription_id, DELIVERED_FAILURE)) != NULL)
+		positions[n++] = item->position;
 	return state_int64_array(positions, n);
 }
 
 static bool
 was_delivered(int32 subscription_id, int64 position)
 {
-	for (int i = 0; i < ndelivered; i++)
-		if (delivered[i].subscription_id == subscription_id && delivered[i].position == position)
-			return true;
-	return false;
+	return delivered_find(subscription_id, DELIVERED_FAILURE, position) != NULL;
 }
 
 /* An event counts as delivered no more, nor do those of its stream behind it. */
 static void
 recall_delivered(int32 subscription_id, int64 position, int64 stream, bool those_behind)
 {
-	int			n = 0;
+	Delivered  *item = NULL;
+	Delivered  *before = NULL;
 
-	for (int i = 0; i < ndelivered; i++)
+	while ((item = delivered_next(before, subscription_id, DELIVERED_FAILURE)) != NULL)
 	{
-		const Delivered *d = &delivered[i];
-
-		if (d->subscription_id == subscription_id && d->stream == stream &&
-			(d->position == position || (those_behind && d->position > position)))
-			continue;
-		delivered[n++] = *d;
+		if (item->stream == stream &&
+			(item->position == position || (those_behind && item->position > position)))
+			delivered_remove(item); /* the next one stands there now */
+		else
+			before = item;
 	}
-	ndelivered = n;
 }
 
 /* ----------------------------------------------------------------
@@ -459,6 +430,9 @@ failure_park(Subscription *subscription, const EventList *events, const Consumer
 	values[5] = holder == NULL ? (Datum) 0 : TimestampTzGetDatum(holder->until);
 	state_begin(&saved);
 	(void) plans_execute(&park, values, holder == NULL ? "    nn" : NULL);
+	/* each stream has a first one, which is due, whatever has become of the others */
+	if (!subscription->competing)
+		set_heads(subscription, events->streams, events->count, true);
 	state_end(&saved);
 	for (int i = 0; i < events->count && in_hand; i++)
 		note_delivered(subscription->id, events->positions[i], events->streams[i]);
@@ -472,13 +446,15 @@ retry_time(const Subscription *subscription, int attempts, const Interval *retry
 	TimestampTz now = GetCurrentTimestamp();
 	double		delay;
 
+	if (retry_after == NULL && subscription->first_delay == 0)
+		return now;
 	if (retry_after != NULL)
 		return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
 													   TimestampTzGetDatum(now),
 													   IntervalPGetDatum(unconstify(Interval *, retry_after))));
 	delay = subscription->first_delay * pow(subscription->delay_factor, attempts - 1);
-	if (isnan(delay) || delay > subscription->max_delay)
-		delay = subscription->max_delay;
+	if (isnan(delay) || delay > Max(subscription->max_delay, subscription->first_delay))
+		delay = Max(subscription->max_delay, subscription->first_delay);
 	delay *= 1 + subscription->jitter * (2 * pg_prng_double(&pg_global_prng_state) - 1);
 	return now + (int64) (delay * USECS_PER_SEC);
 }
@@ -525,9 +501,9 @@ failure_again(Subscription *subscription, int64 position, const char *error,
 	state_begin(&saved);
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = Int64GetDatum(position);
-	values[2] = consumer->name == NULL ? (Datum) 0 : PointerGetDatum(consumer->name);
+	values[2] = consumer_datum(consumer);
 	values[3] = BoolGetDatum(was_delivered(subscription->id, position));
-	found = plans_execute(&find_for_nack, values, consumer->name == NULL ? "  n " : NULL) > 0;
+	found = plans_execute(&find_for_nack, values, NULL) > 0;
 	if (found)
 	{
 		HeapTuple	row = SPI_tuptable->vals[0];
@@ -595,11 +571,11 @@ failure_take_back(Subscription *subscription, const EventList *events, bool sile
  */
 static void
 reclaim_failed(Subscription *subscription, const int *slots, int nslots, text *leaving,
-			   bool given_up)
+			   bool given_up, bool all)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Datum		values[5];
-	char		nulls[6] = "     ";
+	Datum		values[6];
+	char		nulls[7] = "      ";
 	OwnerSwitch saved;
 	uint64		n;
 	int64	   *streams;
@@ -612,6 +588,7 @@ reclaim_failed(Subscription *subscription, const int *slots, int nslots, text *l
 	values[3] = Int32GetDatum(subscription->max_attempts);
 	values[4] = given_up ? delivered_positions(subscription->id) : (Datum) 0;
 	nulls[4] = given_up ? ' ' : 'n';
+	values[5] = BoolGetDatum(all);
 	state_begin(&saved);
 	n = plans_execute(&reclaim, values, nulls);
 	streams = MemoryContextAlloc(context, sizeof(int64) * Max(n, 1));
@@ -633,18 +610,9 @@ reclaim_failed(Subscription *subscription, const int *slots, int nslots, text *l
 }
 
 void
-failure_reclaim(Subscription *subscription, const int *slots, int nslots, text *leaving)
+failure_reclaim(Subscription *subscription, const int *slots, int nslots, text *leaving, bool all)
 {
-	reclaim_failed(subscription, slots, nslots, leaving, false);
-}
-
-/* The subscriptions that anything was delivered of to this transaction. */
-List *
-failure_subscriptions(List *ids)
-{
-	for (int i = 0; i < ndelivered; i++)
-		ids = list_append_unique_int(ids, delivered[i].subscription_id);
-	return ids;
+	reclaim_failed(subscription, slots, nslots, leaving, false, all);
 }
 
 /* What was delivered to this transaction, whose session ends; returns how much. */
@@ -653,18 +621,15 @@ failure_give_up(Subscription *subscription)
 {
 	int		   *slots = palloc(sizeof(int) * subscription->slots);
 	int			nslots = 0;
-	int			count = 0;
+	int			count = delivered_count(subscription->id, DELIVERED_FAILURE);
 
-	for (int i = 0; i < ndelivered; i++)
-		if (delivered[i].subscription_id == subscription->id)
-			count++;
 	if (count == 0)
 		return 0;
 	for (int slot = 1; slot <= subscription->slots; slot++)
 		if (subscription->competing || state_is_direct(subscription) ||
 			state_lock_part(subscription, LOCK_SLOT + slot, false))
 			slots[nslots++] = slot;
-	reclaim_failed(subscription, slots, nslots, NULL, true);
+	reclaim_failed(subscription, slots, nslots, NULL, true, false);
 	return count;
 }
 
@@ -700,8 +665,19 @@ failure_take(Subscription *subscription, const int *slots, int nslots, int max_c
 	values[3] = Int64GetDatum(room);
 	values[4] = Int32GetDatum(subscription->max_attempts);
 	state_begin(&saved);
-	found = (int) plans_execute(subscription->competing ? &take_for_anyone : &take_in_order,
-								values, NULL);
+	if (consumer->name != NULL)
+	{
+		Datum		keys[3];
+
+		/* who has a suspect in hand gets nothing else with it */
+		keys[0] = Int32GetDatum(subscription->id);
+		keys[1] = PointerGetDatum(consumer->name);
+		keys[2] = Int32GetDatum(subscription->max_attempts);
+		*alone = plans_execute(&has_suspect, keys, NULL) > 0;
+	}
+	found = *alone ? 0 :
+		(int) plans_execute(subscription->competing ? &take_for_anyone : &take_in_order,
+							values, NULL);
 	table = SPI_tuptable;
 	for (int i = 0; i < found && count < room; i++)
 	{
@@ -711,11 +687,18 @@ failure_take(Subscription *subscription, const int *slots, int nslots, int max_c
 		int64		stream = DatumGetInt64(SPI_getbinval(row, table->tupdesc, 2, &isnull));
 		int			attempts = DatumGetInt32(SPI_getbinval(row, table->tupdesc, 3, &isnull));
 		bool		suspect = DatumGetBool(SPI_getbinval(row, table->tupdesc, 4, &isnull));
+		bool		by_itself = DatumGetBool(SPI_getbinval(row, table->tupdesc, 5, &isnull));
 
+		/* and who has anything else in hand is to be rid of that first */
+		if (by_itself && consumer->name != NULL && batch_leased(subscription, consumer->name) > 0)
+		{
+			*alone = true;
+			break;
+		}
 		(*retries)[count].position = position;
 		streams[count] = stream;
 		(*retries)[count++].attempt = attempts + 1;
-		if (DatumGetBool(SPI_getbinval(row, table->tupdesc, 5, &isnull)))
+		if (by_itself)
 		{
 			*alone = true;
 			break;
@@ -769,22 +752,15 @@ failure_settle(Subscription *subscription, const int64 *positions, int count, in
 {
 	Datum		values[4];
 	OwnerSwitch saved;
-	const char *nulls = NULL;
 	int64	   *streams;
 	uint64		n;
 
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = positions == NULL ? Int64GetDatum(up_to) : state_int64_array(positions, count);
-	if (positions != NULL && consumer->name == NULL)
-	{
-		values[2] = (Datum) 0;
-		nulls = "  n ";
-	}
-	else
-		values[2] = consumer_datum(consumer);
+	values[2] = consumer_datum(consumer);
 	values[3] = delivered_positions(subscription->id);
 	state_begin(&saved);
-	n = plans_execute(positions == NULL ? &settle_up_to : &settle, values, nulls);
+	n = plans_execute(positions == NULL ? &settle_up_to : &settle, values, NULL);
 	streams = palloc(sizeof(int64) * Max(n, 1));
 	for (uint64 i = 0; i < n; i++)
 	{
@@ -801,10 +777,11 @@ failure_settle(Subscription *subscription, const int64 *positions, int count, in
 
 /* Locks the slots of what failure_settle() may take away. */
 void
-failure_lock_slots(Subscription *subscription, const int64 *positions, int count, int64 up_to)
+failure_lock_slots(Subscription *subscription, const int64 *positions, int count, int64 up_to,
+				   const Consumer *consumer)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Datum		values[3];
+	Datum		values[5];
 	OwnerSwitch saved;
 	int		   *slots;
 	int			n;
@@ -812,8 +789,10 @@ failure_lock_slots(Subscription *subscription, const int64 *positions, int count
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = positions == NULL ? (Datum) 0 : state_int64_array(positions, count);
 	values[2] = Int64GetDatum(up_to);
+	values[3] = consumer_datum(consumer);
+	values[4] = delivered_positions(subscription->id);
 	state_begin(&saved);
-	n = (int) plans_execute(&slots_of_positions, values, positions == NULL ? " n " : NULL);
+	n = (int) plans_execute(&slots_of_positions, values, positions == NULL ? " n   " : NULL);
 	slots = MemoryContextAlloc(context, sizeof(int) * Max(n, 1));
 	for (int i = 0; i < n; i++)
 	{

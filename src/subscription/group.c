@@ -2,7 +2,10 @@
  * group.c
  *		Consumers that give their names, and the slots that they own.
  *
- * A consumer is alive until it has not been heard of for its lease.  The slots
+ * A consumer is alive until it has not been heard of for its lease: each time it is
+ * heard of, a row says until when, unless that is far off still.  The row is never
+ * altered: a consumer that works in a long transaction, and says so from another
+ * session, does not wait for itself.  The slots
  * are divided evenly among those alive, the odd ones going to who joined first.
  * Each writes its own row only, and takes free slots only when it has the lock
  * on the members, so no slot has two owners; who has more than its share gives
@@ -39,44 +42,61 @@ typedef struct Member
 /* a call renews the lease when a quarter of it is gone */
 #define RENEW_AT	"0.75"
 
-static Statement renew = {
-	"UPDATE event_store.subscription_consumer AS c"
-	" SET expires_at = pg_catalog.clock_timestamp() + coalesce($3, c.lease),"
-	" lease = coalesce($3, c.lease)"
-	" WHERE c.subscription_id = $1 AND c.consumer IN"
-	" (SELECT k.consumer FROM event_store.subscription_consumer AS k"
-	" WHERE k.subscription_id = $1 AND k.consumer = $2"
-	" AND CASE WHEN $3 IS NULL THEN k.expires_at > pg_catalog.clock_timestamp()"
-	" AND k.expires_at < pg_catalog.clock_timestamp() + k.lease * " RENEW_AT
-	" ELSE k.expires_at < pg_catalog.clock_timestamp() + $3 * " RENEW_AT " OR k.lease <> $3 END"
-	" FOR UPDATE SKIP LOCKED)",
-	3, {INT4OID, TEXTOID, INTERVALOID}
+/* of a consumer that gives its name and no lease */
+#define DEFAULT_LEASE	"interval '30 s'"
+
+#define ALIVE_UNTIL(consumer) \
+"(SELECT max(h.alive_until) FROM event_store.subscription_heartbeat AS h" \
+" WHERE h.subscription_id = $1 AND h.consumer = " consumer ")"
+
+static Statement find_member_row = {
+	"SELECT c.lease, " ALIVE_UNTIL("c.consumer") " > pg_catalog.clock_timestamp(),"
+	" coalesce(" ALIVE_UNTIL("c.consumer") " > pg_catalog.clock_timestamp()"
+	" + coalesce($4, interval '0') + coalesce($3, c.lease) * " RENEW_AT ", false)"
+	" FROM event_store.subscription_consumer AS c"
+	" WHERE c.subscription_id = $1 AND c.consumer = $2",
+	4, {INT4OID, TEXTOID, INTERVALOID, INTERVALOID}
 };
 
 static Statement join = {
-	"INSERT INTO event_store.subscription_consumer AS c (subscription_id, consumer, expires_at, lease)"
-	" SELECT $1, $2, pg_catalog.clock_timestamp() + $3, $3"
-	" WHERE NOT EXISTS (SELECT FROM event_store.subscription_consumer AS k"
-	" WHERE k.subscription_id = $1 AND k.consumer = $2)"
+	"INSERT INTO event_store.subscription_consumer AS c (subscription_id, consumer, lease)"
+	" VALUES ($1, $2, coalesce($3, " DEFAULT_LEASE "))"
 	" ON CONFLICT (subscription_id, consumer) DO NOTHING",
 	3, {INT4OID, TEXTOID, INTERVALOID}
 };
 
-static Statement list_members = {
-	"SELECT c.consumer, c.expires_at > pg_catalog.clock_timestamp(), c.slots"
-	" FROM event_store.subscription_consumer AS c WHERE c.subscription_id = $1"
-	" ORDER BY c.joined_at, c.consumer",
-	1, {INT4OID}
+/* with what is of no use any more */
+static Statement beat = {
+	"WITH gone AS (DELETE FROM event_store.subscription_heartbeat AS h WHERE h.ctid = ANY (ARRAY"
+	"(SELECT k.ctid FROM event_store.subscription_heartbeat AS k"
+	" WHERE k.subscription_id = $1 AND k.consumer = $2"
+	" AND k.alive_until < pg_catalog.clock_timestamp() FOR UPDATE SKIP LOCKED)))"
+	" INSERT INTO event_store.subscription_heartbeat (subscription_id, consumer, alive_until)"
+	" SELECT $1, $2, pg_catalog.clock_timestamp() + coalesce($4, interval '0')"
+	" + coalesce($3, (SELECT c.lease FROM event_store.subscription_consumer AS c"
+	" WHERE c.subscription_id = $1 AND c.consumer = $2), " DEFAULT_LEASE ")",
+	4, {INT4OID, TEXTOID, INTERVALOID, INTERVALOID}
 };
 
 static Statement drop_silent = {
 	"WITH gone AS (DELETE FROM event_store.subscription_consumer AS c"
 	" WHERE c.subscription_id = $1 AND c.consumer IN"
 	" (SELECT k.consumer FROM event_store.subscription_consumer AS k"
-	" WHERE k.subscription_id = $1 AND k.expires_at <= pg_catalog.clock_timestamp()"
-	" FOR UPDATE SKIP LOCKED) RETURNING c.consumer)"
+	" WHERE k.subscription_id = $1"
+	" AND coalesce(" ALIVE_UNTIL("k.consumer") " <= pg_catalog.clock_timestamp(), true)"
+	" FOR UPDATE SKIP LOCKED) RETURNING c.consumer),"
+	" beats AS (DELETE FROM event_store.subscription_heartbeat AS b USING gone"
+	" WHERE b.subscription_id = $1 AND b.consumer = gone.consumer)"
 	" INSERT INTO event_store.subscription_change (subscription_id, change, detail)"
 	" SELECT $1, 'expired', gone.consumer FROM gone",
+	1, {INT4OID}
+};
+
+static Statement list_members = {
+	"SELECT c.consumer, coalesce(" ALIVE_UNTIL("c.consumer") " > pg_catalog.clock_timestamp(), false),"
+	" c.slots"
+	" FROM event_store.subscription_consumer AS c WHERE c.subscription_id = $1"
+	" ORDER BY c.joined_at, c.consumer",
 	1, {INT4OID}
 };
 
@@ -102,27 +122,64 @@ static Statement full_slots = {
 };
 
 /*
- * The consumer is heard of.  join_for: it is one from now on, if it was not, with
- * this lease.  Returns whether it was there.
+ * The consumer is heard of.  joins: it is one from now on, if it was not, with this
+ * lease (NULL: that which it has, or the default).  wait: and it will not be heard
+ * of again for so long.  Returns whether it was alive.
  */
 bool
-group_renew(Subscription *subscription, const Consumer *consumer, const Interval *join_for)
+group_renew(Subscription *subscription, const Consumer *consumer, bool joins,
+			const Interval *lease, const Interval *wait)
 {
-	Datum		values[3];
+	char		nulls[5] = "    ";
+	bool		is_member;
+	bool		alive = false;
+	bool		fresh = false;
+	Datum		values[4];
 	OwnerSwitch saved;
-	bool		was_there = true;
 
-	if (consumer->name == NULL || (join_for == NULL && !subscription->has_consumers))
+	if (consumer->name == NULL || (!joins && !subscription->has_consumers))
 		return false;
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = PointerGetDatum(consumer->name);
-	values[2] = IntervalPGetDatum(unconstify(Interval *, join_for));
+	values[2] = IntervalPGetDatum(unconstify(Interval *, lease));
+	values[3] = IntervalPGetDatum(unconstify(Interval *, wait));
+	nulls[2] = lease == NULL ? 'n' : ' ';
+	nulls[3] = wait == NULL ? 'n' : ' ';
 	state_begin(&saved);
-	if (plans_execute(&renew, values, join_for == NULL ? "  n" : NULL) == 0 && join_for != NULL)
-		was_there = plans_execute(&join, values, NULL) == 0;
+	is_member = plans_execute(&find_member_row, values, nulls) > 0;
+	if (is_member)
+	{
+		bool		isnull;
+		HeapTuple	row = SPI_tuptable->vals[0];
+
+		alive = DatumGetBool(SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &isnull)) && !isnull;
+		fresh = DatumGetBool(SPI_getbinval(row, SPI_tuptable->tupdesc, 3, &isnull));
+	}
+	else if (joins)
+	{
+		(void) plans_execute(&join, values, lease == NULL ? "  n" : NULL);
+		/* where nobody deals slots out, those silent are dropped when others come */
+		(void) plans_execute(&beat, values, nulls);
+		fresh = true;
+		if (subscription->competing)
+			(void) plans_execute(&drop_silent, values, NULL);
+	}
+	if (!fresh && (joins || alive))
+		(void) plans_execute(&beat, values, nulls);
 	state_end(&saved);
 	subscription->has_consumers = true;
-	return was_there;
+	return alive;
+}
+
+/* The same, and it is still at what it has under a lease. */
+bool
+group_heartbeat(Subscription *subscription, const Consumer *consumer, const Interval *lease)
+{
+	bool		alive = group_renew(subscription, consumer, false, lease, NULL);
+
+	if (alive)
+		batch_extend(subscription, consumer, lease);
+	return alive;
 }
 
 /* All who have a row, in the caller's context. */
@@ -356,7 +413,9 @@ group_slots(Subscription *subscription, const Consumer *consumer, int max_count,
 }
 
 static Statement delete_member = {
-	"DELETE FROM event_store.subscription_consumer AS c"
+	"WITH beats AS (DELETE FROM event_store.subscription_heartbeat AS h"
+	" WHERE h.subscription_id = $1 AND h.consumer = $2)"
+	" DELETE FROM event_store.subscription_consumer AS c"
 	" WHERE c.subscription_id = $1 AND c.consumer = $2",
 	2, {INT4OID, TEXTOID}
 };
@@ -407,12 +466,17 @@ group_reslot(Subscription *subscription)
 	OwnerSwitch saved;
 	char	   *detail;
 
-	if (batch_slots_in_use(subscription, &nobody, &in_use) > 0)
+	/* what was delivered to this transaction is known by rows that would go */
+	if (delivered_any(subscription->id) ||
+		batch_slots_in_use(subscription, &nobody, &in_use) > 0)
 		return false;
 	for (int i = 0; i < subscription->slots; i++)
 		slots[i] = i + 1;
-	batch_reclaim(subscription, slots, subscription->slots, NULL);
-	failure_reclaim(subscription, slots, subscription->slots, NULL);
+	batch_reclaim(subscription, slots, subscription->slots, NULL, true);
+	failure_reclaim(subscription, slots, subscription->slots, NULL, true);
+	/* a heartbeat may just have one of them locked: another time, then */
+	if (batch_leased(subscription, NULL) > 0)
+		return true;
 	batch_deal_anew(subscription, subscription->wanted_slots);
 	detail = psprintf("%d to %d", subscription->slots, subscription->wanted_slots);
 	values[0] = Int32GetDatum(subscription->id);

@@ -63,6 +63,24 @@ run(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls)
 	return count;
 }
 
+/* The number that a statement of a subscription's id and a position returns; NULL: 0. */
+static int64
+number(const char *sql, Oid *types, Datum *values)
+{
+	OwnerSwitch saved;
+	bool		isnull;
+	int64		result;
+
+	state_begin(&saved);
+	if (SPI_execute_with_args(sql, 2, types, values, NULL, false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not execute a statement of subscriptions");
+	result = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	if (isnull)
+		result = 0;
+	state_end(&saved);
+	return result;
+}
+
 /* The names of a filter: an array of them, not empty unless that means something. */
 static void
 check_filter(FunctionCallInfo fcinfo, int n, const char *what, bool may_be_empty)
@@ -420,7 +438,7 @@ event_store_alter_subscription(PG_FUNCTION_ARGS)
 		if (subscription.wanted_slots > 0)
 			(void) group_reslot(&subscription);
 	}
-	poll_forget(subscription.id);
+	delivered_forget(subscription.id);
 	PG_RETURN_VOID();
 }
 
@@ -429,7 +447,7 @@ event_store_drop_subscription(PG_FUNCTION_ARGS)
 {
 	static const char *const tables[] = {
 		"subscription_cursor", "subscription_batch", "subscription_failure",
-		"subscription_consumer", "subscription_fault", "subscription_breaker",
+		"subscription_consumer", "subscription_heartbeat", "subscription_fault", "subscription_breaker",
 		"subscription_change"
 	};
 	Subscription subscription;
@@ -445,7 +463,7 @@ event_store_drop_subscription(PG_FUNCTION_ARGS)
 		(void) run(psprintf("DELETE FROM event_store.%s AS x WHERE x.subscription_id = $1", tables[i]),
 				   1, types, values, NULL);
 	(void) run("DELETE FROM event_store.subscription AS s WHERE s.id = $1", 1, types, values, NULL);
-	poll_forget(subscription.id);
+	delivered_forget(subscription.id);
 	PG_RETURN_VOID();
 }
 
@@ -498,9 +516,9 @@ event_store_reset_breaker(PG_FUNCTION_ARGS)
 }
 
 /*
- * Back, or forth: what had been decided before is decided no more, and comes
- * again as a replay.  What is dealt out or leased is so no more; what has failed
- * behind the new checkpoint comes again from the log.
+ * Back, or forth: what had been decided behind it is decided no more, and comes
+ * again as a replay.  What is dealt out, leased or has failed behind it is so no
+ * more, and comes again from the log.
  */
 Datum
 event_store_rewind_subscription(PG_FUNCTION_ARGS)
@@ -510,6 +528,7 @@ event_store_rewind_subscription(PG_FUNCTION_ARGS)
 	Subscription subscription;
 	text	   *name;
 	int64		position = 0;
+	int64		passed;
 
 	guard("event_store.rewind_subscription()");
 	name = state_name_argument(fcinfo, 0);
@@ -522,27 +541,45 @@ event_store_rewind_subscription(PG_FUNCTION_ARGS)
 	else if (!PG_ARGISNULL(2))
 		position = position_before(PG_GETARG_TIMESTAMPTZ(2));
 	(void) state_read(name, STATE_ALONE, &subscription);
-	subscription.replay_until = Max(subscription.replay_until, subscription.checkpoint);
+	values[0] = Int32GetDatum(subscription.id);
+	values[1] = Int64GetDatum(position);
+	passed = subscription.checkpoint;
 	if (subscription.ndecided > 0)
-		subscription.replay_until =
-			Max(subscription.replay_until, subscription.decided[subscription.ndecided - 1]);
+		passed = Max(passed, subscription.decided[subscription.ndecided - 1]);
+	if (subscription.has_batches)
+	{
+		int64		first = number("SELECT min(b.first_position) FROM event_store.subscription_batch AS b"
+								   " WHERE b.subscription_id = $1 AND b.consumer IS NULL"
+								   " AND $2 IS NOT NULL", types, values);
+
+		/* what nobody was given is no replay, nor what may lie behind it */
+		if (first > 0)
+			passed = Min(passed, first - 1);
+		/* what is in front of the new checkpoint stays where it is */
+		subscription.taken -=
+			number("SELECT coalesce(sum(x.n), 0)::int8 FROM (SELECT"
+				   " (SELECT count(*) FROM unnest(b.positions) AS p (p) WHERE p.p > $2) AS n"
+				   " FROM event_store.subscription_batch AS b WHERE b.subscription_id = $1) AS x",
+				   types, values);
+		(void) run("DELETE FROM event_store.subscription_batch AS b"
+				   " WHERE b.subscription_id = $1 AND b.first_position > $2", 2, types, values, NULL);
+		(void) run("UPDATE event_store.subscription_batch AS b"
+				   " SET (positions, streams, last_position) ="
+				   " (SELECT pg_catalog.array_agg(e.p ORDER BY e.p), pg_catalog.array_agg(e.s ORDER BY e.p),"
+				   " max(e.p) FROM unnest(b.positions, b.streams) AS e (p, s) WHERE e.p <= $2)"
+				   " WHERE b.subscription_id = $1 AND b.last_position > $2", 2, types, values, NULL);
+	}
+	if (subscription.has_failures)
+		subscription.taken -=
+			run("DELETE FROM event_store.subscription_failure AS f"
+				" WHERE f.subscription_id = $1 AND f.position > $2", 2, types, values, NULL);
+	subscription.replay_until = Max(subscription.replay_until, passed);
 	subscription.checkpoint = position;
 	subscription.ndecided = 0;
 	subscription.oldest = 0;
-	values[0] = Int32GetDatum(subscription.id);
-	values[1] = Int64GetDatum(position);
-	if (subscription.has_batches)
-		(void) run("DELETE FROM event_store.subscription_batch AS b WHERE b.subscription_id = $1",
-				   1, types, values, NULL);
-	if (subscription.has_failures)
-		(void) run("DELETE FROM event_store.subscription_failure AS f"
-				   " WHERE f.subscription_id = $1 AND f.position > $2",
-				   2, types, values, NULL);
 	state_write(&subscription, 0);
 	state_note(&subscription, "rewound", psprintf("to position %lld", (long long) position));
-	poll_forget(subscription.id);
-	batch_forget();
-	failure_forget();
+	delivered_forget(subscription.id);
 	wake_at_end();
 	PG_RETURN_INT64(position);
 }
@@ -573,7 +610,7 @@ settle_dead_letters(FunctionCallInfo fcinfo, const char *sql, int position_at, c
 	if (!PG_ARGISNULL(position_at) && !PG_ARGISNULL(position_at + 1))
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-				 errmsg("position and stream exclude each other")));
+				 errmsg("at_position and stream exclude each other")));
 	(void) state_read(state_name_argument(fcinfo, 0), STATE_ALONE, &subscription);
 	values[0] = Int32GetDatum(subscription.id);
 	for (int i = 0; i < 2; i++)

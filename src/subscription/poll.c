@@ -8,9 +8,7 @@
  * checkpoint commit together, or not at all.  A rollback, a crash, or a commit
  * without acknowledgement leave the events where they were: they come again.
  *
- * Several polls in one transaction go on from each other: how far they have come
- * is kept in the backend.  A rollback to a savepoint forgets it, and then what
- * is not acknowledged comes again.
+ * Several polls in one transaction go on from each other (delivered.c).
  */
 #include "postgres.h"
 
@@ -58,89 +56,7 @@ enum
 /* positions that pass by unread before an empty poll moves the checkpoint */
 #define WORTH_A_WRITE	1000
 
-/* how far the polls of this transaction have come */
-typedef struct Delivered
-{
-	int32		subscription_id;
-	int64		position;
-} Delivered;
-
-static List *delivered = NIL;	/* in TopMemoryContext */
-
 static int32 last_max_count = 1;	/* of the last poll */
-
-static bool dying = false;		/* what was delivered is being given up */
-
-static Delivered *
-delivered_of(int32 subscription_id, bool make)
-{
-	ListCell   *cell;
-	Delivered  *found;
-	MemoryContext saved;
-
-	foreach(cell, delivered)
-	{
-		found = lfirst(cell);
-		if (found->subscription_id == subscription_id)
-			return found;
-	}
-	if (!make)
-		return NULL;
-	saved = MemoryContextSwitchTo(TopMemoryContext);
-	found = palloc0(sizeof(Delivered));
-	found->subscription_id = subscription_id;
-	delivered = lappend(delivered, found);
-	MemoryContextSwitchTo(saved);
-	return found;
-}
-
-/* The next poll begins at the checkpoint again. */
-void
-poll_forget(int32 subscription_id)
-{
-	Delivered  *found = delivered_of(subscription_id, false);
-
-	if (found != NULL)
-		found->position = 0;
-}
-
-/* How far this transaction has been given the log of a subscription; 0: nothing. */
-int64
-poll_delivered_to(int32 subscription_id)
-{
-	Delivered  *found = delivered_of(subscription_id, false);
-
-	return found == NULL ? 0 : found->position;
-}
-
-static void
-forget_all(void)
-{
-	if (dying)
-		return;
-	list_free_deep(delivered);
-	delivered = NIL;
-	batch_forget();
-	failure_forget();
-	state_begin_try();
-	state_end_try(true);
-}
-
-static void
-xact_callback(XactEvent event, void *arg)
-{
-	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
-		event == XACT_EVENT_PREPARE)
-		forget_all();
-}
-
-static void
-subxact_callback(SubXactEvent event, SubTransactionId my_subid,
-				 SubTransactionId parent_subid, void *arg)
-{
-	if (event == SUBXACT_EVENT_ABORT_SUB)
-		forget_all();
-}
 
 /* So long from now. */
 static TimestampTz
@@ -165,9 +81,6 @@ guard(const char *what)
  * ----------------------------------------------------------------
  */
 
-/* a consumer that gives its name and no lease is kept for so many seconds */
-#define DEFAULT_LEASE	30
-
 /* times that a poll deals out before it comes back with what there is */
 #define DEALS			4
 
@@ -188,6 +101,7 @@ typedef struct Request
 	int32		max_count;
 	Consumer	consumer;
 	const Interval *lease;
+	const Interval *wait;
 	bool		auto_ack;
 	ReturnSetInfo *result;
 	int64		count;			/* delivered so far */
@@ -247,8 +161,7 @@ deliver_failed(Request *request, Subscription *subscription, const int *slots, i
 	count = failure_take(subscription, slots, nslots, (int) (request->max_count - request->count),
 						 &request->consumer, &retries, &alone);
 	if (count == 0)
-		return false;
-	/* what must come alone comes with the next poll */
+		return alone;
 	events = palloc(sizeof(Delivery) * count);
 	for (int i = 0; i < count; i++)
 	{
@@ -265,6 +178,8 @@ deliver_failed(Request *request, Subscription *subscription, const int *slots, i
 			positions[i] = events[i].position;
 		breaker_succeeded(subscription,
 						  failure_settle(subscription, positions, count, 0, &request->consumer));
+		/* their streams are not blocked any more, perhaps */
+		failure_begin(subscription);
 	}
 	return alone;
 }
@@ -309,7 +224,8 @@ deliver_dealt(Request *request, Subscription *subscription, const int *slots, in
 				positions[i] = events[i].position;
 			qsort(positions, count, sizeof(int64), state_compare_positions);
 			breaker_succeeded(subscription,
-							  batch_settle(subscription, positions, count, 0, &request->consumer));
+							  batch_settle(subscription, positions, count, 0, &request->consumer,
+										   false));
 		}
 		/* of slots together, or by priority in ascending runs */
 		if (!subscription->competing)
@@ -329,8 +245,8 @@ deliver_log(Request *request, Subscription *subscription)
 {
 	Consumer   *consumer = &request->consumer;
 	bool		at_once = request->auto_ack || consumer->leases;
-	Delivered  *before = delivered_of(subscription->id, false);
-	int64		after = Max(subscription->checkpoint, before == NULL ? 0 : before->position);
+	int64		before = delivered_log(subscription->id);
+	int64		after = Max(subscription->checkpoint, before);
 	int64		last = 0;
 	int64		mark;
 	int64		count = 0;
@@ -394,8 +310,8 @@ deliver_log(Request *request, Subscription *subscription)
 		failure_park(subscription, &parked, NULL, false);
 	}
 	if (count > 0)
-		delivered_of(subscription->id, true)->position = last;
-	else if (before == NULL && subscription->ndecided == 0 && last == 0 &&
+		delivered_note(subscription->id, DELIVERED_LOG, 0)->delivered_to = last;
+	else if (before == 0 && subscription->ndecided == 0 && last == 0 &&
 			 mark - subscription->checkpoint >= WORTH_A_WRITE && !IsolationUsesXactSnapshot())
 	{
 		/* there was nothing of interest up to the mark: don't look there again */
@@ -408,8 +324,7 @@ deliver_log(Request *request, Subscription *subscription)
 static bool
 reslot(Subscription *subscription)
 {
-	if (poll_delivered_to(subscription->id) > 0 || batch_any_delivered(subscription) ||
-		!state_lock_whole(subscription))
+	if (delivered_any(subscription->id) || !state_lock_whole(subscription))
 		return false;
 	state_read_again(subscription);
 	if (subscription->wanted_slots == 0 || group_reslot(subscription))
@@ -435,10 +350,13 @@ deliver(Request *request)
 	}
 
 	if (!state_read(request->name, STATE_TRY, &subscription))
+	{
+		/* somebody is in the way; it is heard of all the same */
+		if (consumer->name != NULL && state_read(request->name, STATE_LOOK, &subscription))
+			(void) group_renew(&subscription, consumer, true, request->lease, request->wait);
 		return 0;
+	}
 	wake_at_end();
-	if (subscription.paused)
-		return 0;
 	if (IsolationUsesXactSnapshot() && (consumer->leases || consumer->name != NULL))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -448,20 +366,19 @@ deliver(Request *request)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("a lease of an ordered subscription needs the name of a consumer")));
+	(void) group_renew(&subscription, consumer, true, request->lease, request->wait);
+	if (subscription.paused)
+		return 0;
 	request->max_count = breaker_limit(&subscription, request->max_count);
 	if (request->max_count == 0)
 		return 0;
-	if (consumer->name != NULL)
-	{
-		Interval	lease = {0};
-
-		lease.time = DEFAULT_LEASE * USECS_PER_SEC;
-		(void) group_renew(&subscription, consumer, request->lease == NULL ? &lease : request->lease);
-	}
 	if (subscription.wanted_slots > 0 && !reslot(&subscription))
 		return 0;
 
 	last_max_count = request->max_count;
+	/* what is of greater priority than all that is dealt shall not wait behind it */
+	if (subscription.priority_key != NULL)
+		(void) batch_deal(&subscription, request->max_count);
 	for (int deals = 0;; deals++)
 	{
 		bool		direct = state_is_direct(&subscription);
@@ -471,9 +388,9 @@ deliver(Request *request)
 		if (nslots > 0)
 		{
 			if (subscription.has_batches)
-				batch_reclaim(&subscription, slots, nslots, NULL);
+				batch_reclaim(&subscription, slots, nslots, NULL, false);
 			if (subscription.has_failures || !direct)
-				failure_reclaim(&subscription, slots, nslots, NULL);
+				failure_reclaim(&subscription, slots, nslots, NULL, false);
 			failure_begin(&subscription);
 			if ((subscription.has_failures || subscription.competing) && request->count == 0 &&
 				deliver_failed(request, &subscription, slots, nslots))
@@ -508,7 +425,6 @@ is_open(text *name, Seen *seen)
 {
 	Subscription subscription;
 	SubscriptionScan *scan;
-	Delivered  *before;
 	Datum		values[RE_NATTS];
 	bool		nulls[RE_NATTS];
 	int64		after;
@@ -538,8 +454,7 @@ is_open(text *name, Seen *seen)
 			return true;
 		}
 	}
-	before = delivered_of(subscription.id, false);
-	after = Max(subscription.checkpoint, before == NULL ? 0 : before->position);
+	after = Max(subscription.checkpoint, delivered_log(subscription.id));
 	/* it was rewound, or reads something else, or has just gone on */
 	if (subscription.version != seen->version)
 		seen->looked_to = after;
@@ -658,7 +573,8 @@ event_store_poll(PG_FUNCTION_ARGS)
 		return (Datum) 0;
 	}
 
-	until = lease_end(PG_GETARG_INTERVAL_P(3));
+	request.wait = PG_GETARG_INTERVAL_P(3);
+	until = lease_end(request.wait);
 	wake_begin_wait();
 	for (int times = 0;; times++)
 	{
@@ -718,7 +634,7 @@ give_up(int32 id)
 	OwnerSwitch saved;
 	text	   *name = NULL;
 	bool		isnull;
-	int64		up_to = poll_delivered_to(id);
+	int64		up_to = delivered_log(id);
 	int			failures;
 
 	state_begin(&saved);
@@ -733,7 +649,7 @@ give_up(int32 id)
 		return;
 	wake_at_end();
 	failures = failure_give_up(&subscription);
-	if (batch_any_delivered(&subscription))
+	if (delivered_count(id, DELIVERED_BATCH) > 0)
 	{
 		batch_give_up(&subscription, &events);
 		/* it may have dealt them itself, in the transaction that is no more */
@@ -775,24 +691,18 @@ give_up(int32 id)
 static void
 consumer_died(int code, Datum arg)
 {
-	List	   *ids = NIL;
+	List	   *ids;
 	ListCell   *cell;
 
-	if (code != 0 && !ClientConnectionLost)
+	if ((code != 0 && !ClientConnectionLost) || !IsTransactionState() || RecoveryInProgress())
 		return;
-	foreach(cell, delivered)
-		if (((Delivered *) lfirst(cell))->position > 0)
-			ids = list_append_unique_int(ids, ((Delivered *) lfirst(cell))->subscription_id);
-	ids = batch_subscriptions(ids);
-	ids = failure_subscriptions(ids);
-	if (ids == NIL || !IsTransactionState() || RecoveryInProgress())
-		return;
-	dying = true;
+	delivered_keep();
 	AbortOutOfAnyTransaction();
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	if (catalog_store_exists())
+	ids = delivered_subscriptions();
+	if (ids != NIL && catalog_store_exists())
 	{
 		Oid			user;
 		int			context;
@@ -808,11 +718,4 @@ consumer_died(int code, Datum arg)
 	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();
-}
-
-void
-poll_init(void)
-{
-	RegisterXactCallback(xact_callback, NULL);
-	RegisterSubXactCallback(subxact_callback, NULL);
 }

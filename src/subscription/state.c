@@ -301,6 +301,13 @@ state_begin_try(void)
 	ntried = 0;
 }
 
+/* After an error. */
+void
+state_forget_tries(void)
+{
+	ntried = -1;
+}
+
 /*
  * They are kept, or given back: then nothing may have been written.  Those that
  * the transaction had before it has still.

@@ -127,6 +127,7 @@ extern bool state_is_direct(const Subscription *subscription);
 extern bool state_lock_part(const Subscription *subscription, int part, bool wait);
 extern void state_begin_try(void);
 extern void state_end_try(bool keep);
+extern void state_forget_tries(void);
 extern void state_unlock_part(const Subscription *subscription, int part);
 extern void state_write(Subscription *subscription, int64 taken);
 extern void state_note(const Subscription *subscription, const char *change,
@@ -140,6 +141,39 @@ extern int64 *state_array_int64(Datum array, int *count);
 extern Datum state_text(const char *value);
 extern void events_add(EventList *list, int64 position, int64 stream);
 extern bool positions_contain(const int64 *positions, int count, int64 position);
+
+/* ----------------------------------------------------------------
+ * delivered.c: what was delivered to this transaction
+ * ----------------------------------------------------------------
+ */
+typedef enum DeliveredKind
+{
+	DELIVERED_LOG,				/* events of the log, up to a position */
+	DELIVERED_BATCH,			/* events of a row, up to a position */
+	DELIVERED_FAILURE			/* an event that had failed */
+} DeliveredKind;
+
+typedef struct Delivered
+{
+	int32		subscription_id;
+	DeliveredKind kind;
+	int64		position;		/* the row's first, the failure's; 0: the log */
+	int64		delivered_to;
+	int64		last_position;	/* of the row */
+	int64		stream;			/* of the failure */
+} Delivered;
+
+extern Delivered *delivered_next(Delivered *after, int32 subscription_id, DeliveredKind kind);
+extern Delivered *delivered_find(int32 subscription_id, DeliveredKind kind, int64 position);
+extern Delivered *delivered_note(int32 subscription_id, DeliveredKind kind, int64 position);
+extern void delivered_remove(Delivered *item);
+extern int	delivered_count(int32 subscription_id, DeliveredKind kind);
+extern bool delivered_any(int32 subscription_id);
+extern int64 delivered_log(int32 subscription_id);
+extern List *delivered_subscriptions(void);
+extern void delivered_forget(int32 subscription_id);
+extern void delivered_keep(void);
+extern void delivered_init(void);
 
 /* ----------------------------------------------------------------
  * scan.c: the events of a subscription in the log
@@ -166,23 +200,23 @@ extern void batch_take(Subscription *subscription, const int *slots, int nslots,
 extern void batch_lease(Subscription *subscription, const EventList *events,
 						const Consumer *consumer);
 extern int64 batch_settle(Subscription *subscription, const int64 *positions, int count,
-						  int64 up_to, const Consumer *consumer);
+						  int64 up_to, const Consumer *consumer, bool done);
 extern int	batch_slot_of(Subscription *subscription, int64 position,
 						  const Consumer *consumer);
 extern bool batch_remove(Subscription *subscription, int64 position,
-						 const Consumer *consumer, int64 *stream, EventList *earlier,
-						 EventList *later, bool *leased);
+						 const Consumer *consumer, int64 *stream);
+extern void batch_park_stream(Subscription *subscription, int64 stream, int64 position);
 extern void batch_drop_parked(Subscription *subscription, const EventList *events,
 							  const Consumer *consumer);
 extern int	batch_slots_in_use(Subscription *subscription, const Consumer *except,
 							   int **slots);
 extern int	batch_slots_held(Subscription *subscription, text *consumer, int **slots);
-extern bool batch_any_delivered(const Subscription *subscription);
+extern int64 batch_leased(Subscription *subscription, text *consumer);
+extern void batch_extend(Subscription *subscription, const Consumer *consumer,
+						 const Interval *lease);
 extern void batch_reclaim(Subscription *subscription, const int *slots, int nslots,
-						  text *leaving);
-extern List *batch_subscriptions(List *ids);
+						  text *leaving, bool all);
 extern void batch_give_up(Subscription *subscription, EventList *events);
-extern void batch_forget(void);
 
 /* ----------------------------------------------------------------
  * failure.c: events that have failed, and those that wait behind them
@@ -207,26 +241,26 @@ extern bool failure_again(Subscription *subscription, int64 position, const char
 extern void failure_take_back(Subscription *subscription, const EventList *events,
 							  bool silent, bool alone, text *consumer);
 extern void failure_reclaim(Subscription *subscription, const int *slots, int nslots,
-							text *leaving);
+							text *leaving, bool all);
 extern int	failure_take(Subscription *subscription, const int *slots, int nslots,
 						 int max_count, const Consumer *consumer, Retry **retries,
 						 bool *alone);
 extern int64 failure_settle(Subscription *subscription, const int64 *positions, int count,
 							int64 up_to, const Consumer *consumer);
 extern void failure_lock_slots(Subscription *subscription, const int64 *positions,
-							   int count, int64 up_to);
+							   int count, int64 up_to, const Consumer *consumer);
 extern TimestampTz failure_next_due(Subscription *subscription, bool *queued);
 extern void failure_set_heads(Subscription *subscription, const int64 *streams, int count);
-extern List *failure_subscriptions(List *ids);
 extern int	failure_give_up(Subscription *subscription);
-extern void failure_forget(void);
 
 /* ----------------------------------------------------------------
  * group.c: consumers and the slots that they own
  * ----------------------------------------------------------------
  */
 extern bool group_renew(Subscription *subscription, const Consumer *consumer,
-						const Interval *join_for);
+						bool joins, const Interval *lease, const Interval *wait);
+extern bool group_heartbeat(Subscription *subscription, const Consumer *consumer,
+							const Interval *lease);
 extern int	group_slots(Subscription *subscription, const Consumer *consumer,
 						int max_count, int **slots);
 extern bool group_leave(Subscription *subscription, text *consumer);
@@ -247,11 +281,6 @@ extern void ack_check_interval(const char *what, const Interval *interval,
 extern int64 ack_decide(Subscription *subscription, const int64 *positions, int count,
 						int64 up_to, bool done);
 
-/* poll.c */
-extern void poll_forget(int32 subscription_id);
-extern int64 poll_delivered_to(int32 subscription_id);
-extern void poll_init(void);
-
-/* manage.c has SQL functions only */
+/* poll.c, manage.c have SQL functions only */
 
 #endif

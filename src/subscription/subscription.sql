@@ -108,7 +108,7 @@ COMMENT ON COLUMN event_store.subscription_batch.positions IS 'of the events, as
 COMMENT ON COLUMN event_store.subscription_batch.streams IS 'the stream of each: event_store.stream.id';
 COMMENT ON COLUMN event_store.subscription_batch.consumer IS 'who has them under a lease; NULL: nobody';
 COMMENT ON COLUMN event_store.subscription_batch.delivered_at IS 'since when';
-COMMENT ON COLUMN event_store.subscription_batch.leased_until IS 'until then, or for as long as the consumer is heard of';
+COMMENT ON COLUMN event_store.subscription_batch.leased_until IS 'until then';
 SELECT pg_extension_config_dump('event_store.subscription_batch', '');
 
 CREATE TABLE event_store.subscription_failure (
@@ -147,7 +147,7 @@ COMMENT ON COLUMN event_store.subscription_failure.suspect IS 'whether a consume
 COMMENT ON COLUMN event_store.subscription_failure.due IS 'when it is delivered next, or when its lease ends; NULL: not before another one is decided';
 COMMENT ON COLUMN event_store.subscription_failure.retry_at IS 'when it is tried again at the earliest; NULL: at once';
 COMMENT ON COLUMN event_store.subscription_failure.consumer IS 'who has it under a lease; NULL: nobody';
-COMMENT ON COLUMN event_store.subscription_failure.leased_until IS 'until then, or for as long as the consumer is heard of';
+COMMENT ON COLUMN event_store.subscription_failure.leased_until IS 'until then';
 COMMENT ON COLUMN event_store.subscription_failure.error IS 'of the last failure';
 COMMENT ON COLUMN event_store.subscription_failure.failed_by IS 'the consumer of the last failure';
 COMMENT ON COLUMN event_store.subscription_failure.first_failed_at IS 'when it failed first';
@@ -158,7 +158,6 @@ CREATE TABLE event_store.subscription_consumer (
 	subscription_id	int NOT NULL,
 	consumer		text COLLATE "C" NOT NULL,
 	joined_at		timestamptz NOT NULL DEFAULT clock_timestamp(),
-	expires_at		timestamptz NOT NULL,
 	lease			interval NOT NULL,
 	slots			int[] NOT NULL DEFAULT '{}',
 	CONSTRAINT subscription_consumer_pkey PRIMARY KEY (subscription_id, consumer)
@@ -168,10 +167,23 @@ COMMENT ON TABLE event_store.subscription_consumer IS 'consumers that have given
 COMMENT ON COLUMN event_store.subscription_consumer.subscription_id IS 'event_store.subscription.id';
 COMMENT ON COLUMN event_store.subscription_consumer.consumer IS 'the name';
 COMMENT ON COLUMN event_store.subscription_consumer.joined_at IS 'when it was first heard of';
-COMMENT ON COLUMN event_store.subscription_consumer.expires_at IS 'if it is not heard of until then, its slots go to others';
 COMMENT ON COLUMN event_store.subscription_consumer.lease IS 'for how long a call with its name keeps it';
 COMMENT ON COLUMN event_store.subscription_consumer.slots IS 'the slots that it owns';
 SELECT pg_extension_config_dump('event_store.subscription_consumer', '');
+
+CREATE TABLE event_store.subscription_heartbeat (
+	subscription_id	int NOT NULL,
+	consumer		text COLLATE "C" NOT NULL,
+	alive_until		timestamptz NOT NULL
+);
+CREATE INDEX subscription_heartbeat_consumer ON event_store.subscription_heartbeat
+	(subscription_id, consumer, alive_until);
+ALTER TABLE event_store.subscription_heartbeat OWNER TO @extowner@;
+COMMENT ON TABLE event_store.subscription_heartbeat IS 'when consumers were heard of; a row is never altered, the latest of each counts';
+COMMENT ON COLUMN event_store.subscription_heartbeat.subscription_id IS 'event_store.subscription.id';
+COMMENT ON COLUMN event_store.subscription_heartbeat.consumer IS 'the name';
+COMMENT ON COLUMN event_store.subscription_heartbeat.alive_until IS 'if it is not heard of again until then, its slots go to others';
+SELECT pg_extension_config_dump('event_store.subscription_heartbeat', '');
 
 CREATE TABLE event_store.subscription_fault (
 	subscription_id	int NOT NULL,
@@ -215,7 +227,7 @@ ALTER TABLE event_store.subscription_change OWNER TO @extowner@;
 COMMENT ON TABLE event_store.subscription_change IS 'what was done to subscriptions; see the view subscription_history';
 COMMENT ON COLUMN event_store.subscription_change.subscription_id IS 'event_store.subscription.id';
 COMMENT ON COLUMN event_store.subscription_change.at IS 'when';
-COMMENT ON COLUMN event_store.subscription_change.change IS 'created, altered, slots, paused, resumed, rewound, breaker opened, breaker half-open, breaker closed, replayed, discarded, left, expired';
+COMMENT ON COLUMN event_store.subscription_change.change IS 'created, altered, slots, paused, resumed, rewound, breaker opened, breaker half-open, breaker closed, breaker reset, replayed, discarded, left, expired';
 COMMENT ON COLUMN event_store.subscription_change.detail IS 'what there is to say of it';
 COMMENT ON COLUMN event_store.subscription_change.changed_by IS 'the session''s user';
 SELECT pg_extension_config_dump('event_store.subscription_change', '');
@@ -279,7 +291,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_create_su
 REVOKE ALL ON FUNCTION event_store.create_subscription(text, text[], text[], text, bigint, text, int, timestamptz, text, int, interval, float8, interval, float8, int, interval, interval, int) FROM PUBLIC;
 ALTER FUNCTION event_store.create_subscription(text, text[], text[], text, bigint, text, int, timestamptz, text, int, interval, float8, interval, float8, int, interval, interval, int) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.create_subscription(text, text[], text[], text, bigint, text, int, timestamptz, text, int, interval, float8, interval, float8, int, interval, interval, int) IS
-'create_subscription(name, categories = NULL, types = NULL, stream_pattern = NULL, start_after = 0, mode = ordered, slots = 1, start_time = NULL, priority_key = NULL, max_attempts = 5, first_delay = 1 s, delay_factor = 2, max_delay = 5 min, jitter = 0.2, breaker_failures = NULL, breaker_window = 1 min, breaker_timeout = 30 s, breaker_probes = 1) -> bigint: makes a durable reader of the events of these categories and types (NULL: all), in streams whose name is LIKE stream_pattern (NULL: all). It begins after position start_after (0: at the beginning; NULL: at the settled end), or with the events recorded at start_time or later. mode: ordered delivers the events of each stream in their order; its streams are divided into slots, 1 to 1024, each of which one consumer works on at a time. competing delivers each event to whoever comes first, in no order but that of the number at the key priority_key of the metadata, the greatest first (none: 0). An event whose handling fails (nack()) is tried max_attempts times, after first_delay, then delay_factor times longer each time, up to max_delay, each delay longer or shorter by up to its part jitter at random; then it is a dead letter. After breaker_failures failures within breaker_window (NULL: never) nothing is delivered for breaker_timeout, then breaker_probes events, and all again when they succeed. Returns the position it begins after. Raises VE002 for an invalid argument or a position beyond the settled mark, VE009 if there is a subscription of that name.';
+'create_subscription(name, categories = NULL, types = NULL, stream_pattern = NULL, start_after = 0, mode = ordered, slots = 1, start_time = NULL, priority_key = NULL, max_attempts = 5, first_delay = 1 s, delay_factor = 2, max_delay = 5 min, jitter = 0.2, breaker_failures = NULL, breaker_window = 1 min, breaker_timeout = 30 s, breaker_probes = 1) -> bigint: makes a durable reader of the events of these categories and types (NULL: all), in streams whose name is LIKE stream_pattern (NULL: all). It begins after position start_after (0: at the beginning; NULL: at the settled end), or with the events recorded at start_time or later. mode: ordered delivers the events of each stream in their order; its streams are divided into slots, 1 to 1024, each of which one consumer works on at a time. competing delivers each event to whoever comes first, in no order but that of the number at the key priority_key of the metadata, the greatest first (none: 0). An event whose handling fails (nack()) is tried max_attempts times, after first_delay, then delay_factor times longer each time, up to max_delay (or first_delay, if that is longer), each delay longer or shorter by up to its part jitter at random; then it is a dead letter. After breaker_failures failures within breaker_window (NULL: never) nothing is delivered for breaker_timeout, then breaker_probes events, and all again when they succeed. Returns the position it begins after. Raises VE002 for an invalid argument or a position beyond the settled mark, VE009 if there is a subscription of that name.';
 
 CREATE FUNCTION event_store.alter_subscription(
 	name text,
@@ -354,14 +366,14 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 100 AS 'MODULE_PATHNAME', 'event_store_
 REVOKE ALL ON FUNCTION event_store.poll(text, int, text, interval, interval, boolean) FROM PUBLIC;
 ALTER FUNCTION event_store.poll(text, int, text, interval, interval, boolean) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.poll(text, int, text, interval, interval, boolean) IS
-'poll(subscription, max_count = 100, consumer = NULL, wait = NULL, lease = NULL, auto_ack = false) -> setof delivered_event: the next open events of a subscription, in order of position (of slots, in order within each; competing: by priority), to the settled mark; at most max_count (NULL: all). Without a lease they belong to the caller''s transaction, which has their slots to its end: other polls get nothing of these meanwhile. What is not acknowledged when it ends comes again. A further poll in the same transaction goes on from there; after a rollback to a savepoint it begins with the first open event. lease: they are the consumer''s, beyond the transaction, for so long, or as long as it is heard of: any call with its name renews. When it falls silent they are delivered anew, which counts as a failed attempt; if it happens again, each alone. consumer: a name of 1 to 1024 bytes; the slots are divided among the consumers that are heard of. An ordered subscription wants it for a lease. wait: if there is nothing, waits so long for something, and returns as soon as it is there; that costs next to nothing, and holds back no VACUUM if the statement is only SELECT columns FROM poll(...); in REPEATABLE READ and SERIALIZABLE, where nothing new can be seen, it does not wait; there it can only be done without consumer and lease, of an ordered subscription with one slot. auto_ack: they are acknowledged at once. Nothing if the subscription is paused, or its circuit breaker open. Needs SELECT on the view events as well. Raises VE002 for an invalid argument, VE008 if there is no such subscription, 25006 in a read-only transaction or on a standby.';
+'poll(subscription, max_count = 100, consumer = NULL, wait = NULL, lease = NULL, auto_ack = false) -> setof delivered_event: the next open events of a subscription, in order of position (of slots, in order within each; competing: by priority), to the settled mark; at most max_count (NULL: all). Without a lease they belong to the caller''s transaction, which has their slots to its end: other polls get nothing of these meanwhile. What is not acknowledged when it ends comes again. A further poll in the same transaction goes on from there; after a rollback to a savepoint, from where it was there. lease: they are the consumer''s, beyond the transaction, for so long; acknowledging some of them renews the lease of the rest, heartbeat() that of all. When it is over they are delivered anew, which counts as a failed attempt; if it happens again, each alone. consumer: a name of 1 to 1024 bytes; the slots are divided among the consumers that are heard of: any call with the name counts. An ordered subscription wants it for a lease. wait: if there is nothing, waits so long for something, and returns as soon as it is there; that costs next to nothing, and holds back no VACUUM if the statement is only SELECT columns FROM poll(...); in REPEATABLE READ and SERIALIZABLE, where nothing new can be seen, it does not wait; there it can only be done without consumer and lease, of an ordered subscription with one slot. auto_ack: they are acknowledged at once. Nothing if the subscription is paused, or its circuit breaker open. Needs SELECT on the view events as well. Raises VE002 for an invalid argument, VE008 if there is no such subscription, 25006 in a read-only transaction or on a standby.';
 
 CREATE FUNCTION event_store.ack(subscription text, positions bigint[], consumer text DEFAULT NULL) RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_ack';
 REVOKE ALL ON FUNCTION event_store.ack(text, bigint[], text) FROM PUBLIC;
 ALTER FUNCTION event_store.ack(text, bigint[], text) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.ack(text, bigint[], text) IS
-'ack(subscription, positions, consumer = NULL) -> bigint: the events at these positions are done; returns how many of them were open. In the transaction that polled, the acknowledgement commits with the consumer''s own writes: exactly once. Of what is out under a lease only the consumer''s own counts. Positions that are not open, or not the subscription''s, or behind an event of their stream that has failed, count for nothing. Behind an open event at most 10,000 can be done. Waits for another transaction that has polled. Raises VE002 for NULL, VE008 if there is no such subscription.';
+'ack(subscription, positions, consumer = NULL) -> bigint: the events at these positions are done; returns how many of them were open. In the transaction that polled, the acknowledgement commits with the consumer''s own writes: exactly once. Of what is out under a lease only the consumer''s own counts (without a name: what was leased without one); of other events, with a name, only those delivered to this transaction. Positions that are not open, or not the subscription''s, that have failed and are not due again, or that are behind an event of their stream that has failed, count for nothing. Behind an open event at most 10,000 can be done. Waits for another transaction that has polled. Raises VE002 for NULL, VE008 if there is no such subscription.';
 
 CREATE FUNCTION event_store.ack_up_to(subscription text, "position" bigint, consumer text DEFAULT NULL) RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_ack_up_to';
@@ -388,37 +400,37 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_heartbeat
 REVOKE ALL ON FUNCTION event_store.heartbeat(text, text, interval) FROM PUBLIC;
 ALTER FUNCTION event_store.heartbeat(text, text, interval) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.heartbeat(text, text, interval) IS
-'heartbeat(subscription, consumer, lease = 30 s) -> boolean: the consumer is alive: its slots and its leases are its own for so long from now on. Returns whether it had not been given up meanwhile. Raises VE002 for an invalid argument, VE008 if there is no such subscription.';
+'heartbeat(subscription, consumer, lease = 30 s) -> boolean: the consumer is alive: its slots, and what it has under leases that are not over, are its own for so long from now on. False: it has not polled, or was silent for too long; what it had goes to others. It does not wait for a transaction of the same consumer. Raises VE002 for an invalid argument, VE008 if there is no such subscription.';
 
 CREATE FUNCTION event_store.leave(subscription text, consumer text) RETURNS boolean
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_leave';
 REVOKE ALL ON FUNCTION event_store.leave(text, text) FROM PUBLIC;
 ALTER FUNCTION event_store.leave(text, text) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.leave(text, text) IS
-'leave(subscription, consumer) -> boolean: the consumer goes: its slots are free, what it had under a lease is delivered to others, without counting as an attempt. Returns whether it was there. Raises VE002 for an invalid argument, VE008 if there is no such subscription.';
+'leave(subscription, consumer) -> boolean: the consumer goes: its slots are free, what it had under a lease is delivered to others, without counting as an attempt. A program that starts under a name that it had before calls it first, or waits for its old leases to end. Returns whether it was there. Raises VE002 for an invalid argument, VE008 if there is no such subscription.';
 
 CREATE FUNCTION event_store.replay_dead_letters(
 	subscription text,
-	"position" bigint DEFAULT NULL,
+	at_position bigint DEFAULT NULL,
 	stream text DEFAULT NULL
 ) RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_replay_dead_letters';
 REVOKE ALL ON FUNCTION event_store.replay_dead_letters(text, bigint, text) FROM PUBLIC;
 ALTER FUNCTION event_store.replay_dead_letters(text, bigint, text) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.replay_dead_letters(text, bigint, text) IS
-'replay_dead_letters(subscription, position = NULL, stream = NULL) -> bigint: delivers dead letters again: the one at a position, those of a stream, or all; what is parked behind them follows in order. Their attempts are counted anew. Returns how many they are. Raises VE002 if both are given, VE008 if there is no such subscription.';
+'replay_dead_letters(subscription, at_position = NULL, stream = NULL) -> bigint: delivers dead letters again: the one at a position, those of a stream, or all; what is parked behind them follows in order. Their attempts are counted anew. Returns how many they are. Raises VE002 if both are given, VE008 if there is no such subscription.';
 
 CREATE FUNCTION event_store.discard_dead_letters(
 	subscription text,
 	reason text,
-	"position" bigint DEFAULT NULL,
+	at_position bigint DEFAULT NULL,
 	stream text DEFAULT NULL
 ) RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_discard_dead_letters';
 REVOKE ALL ON FUNCTION event_store.discard_dead_letters(text, text, bigint, text) FROM PUBLIC;
 ALTER FUNCTION event_store.discard_dead_letters(text, text, bigint, text) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.discard_dead_letters(text, text, bigint, text) IS
-'discard_dead_letters(subscription, reason, position = NULL, stream = NULL) -> bigint: gives dead letters up: the one at a position, those of a stream, or all; what is parked behind them is delivered. The reason stands in the history. Returns how many they were. Raises VE002 if the reason is empty, or both are given, VE008 if there is no such subscription.';
+'discard_dead_letters(subscription, reason, at_position = NULL, stream = NULL) -> bigint: gives dead letters up: the one at a position, those of a stream, or all; what is parked behind them is delivered. The reason stands in the history. Returns how many they were. Raises VE002 if the reason is empty, or both are given, VE008 if there is no such subscription.';
 
 CREATE FUNCTION event_store.subscription_lag(
 	subscription text,
@@ -426,8 +438,7 @@ CREATE FUNCTION event_store.subscription_lag(
 	OUT open_events bigint,
 	OUT oldest_recorded_at timestamptz
 ) RETURNS record
-LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_subscription_lag';
-REVOKE ALL ON FUNCTION event_store.subscription_lag(text, bigint) FROM PUBLIC;
+LANGUAGE c STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_subscription_lag';
 ALTER FUNCTION event_store.subscription_lag(text, bigint) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.subscription_lag(text, bigint) IS
 'subscription_lag(subscription, max_count = 10000) -> (open_events, oldest_recorded_at): how many events up to the settled mark a subscription has not done, dead letters and what is parked behind them included, counted up to max_count, and when the first of them was recorded. Raises VE002 for a max_count that is not positive, VE008 if there is no such subscription.';
@@ -479,13 +490,13 @@ CREATE VIEW event_store.subscriptions AS
 		   c.checkpoint,
 		   greatest(event_store.settled_position() - c.checkpoint, 0) AS positions_behind,
 		   (SELECT l.open_events FROM event_store.subscription_lag(s.name) AS l) AS open_events,
-		   (SELECT clock_timestamp() - l.oldest_recorded_at FROM event_store.subscription_lag(s.name, 1) AS l) AS lag,
+		   (SELECT statement_timestamp() - l.oldest_recorded_at FROM event_store.subscription_lag(s.name, 1) AS l) AS lag,
 		   cardinality(c.decided) AS done_ahead,
 		   c.checkpoint < c.replay_until AS replaying,
 		   (c.taken - coalesce((SELECT sum(cardinality(b.positions)) FROM event_store.subscription_batch AS b WHERE b.subscription_id = s.id AND b.first_position >= c.oldest), 0)
 			- (SELECT count(*) FROM event_store.subscription_failure AS f WHERE f.subscription_id = s.id))::bigint AS acknowledged,
 		   c.taken_at,
-		   c.rate * exp(least(extract(epoch FROM c.taken_at - clock_timestamp())::float8 / 60, 0)) AS rate,
+		   c.rate * exp(least(extract(epoch FROM c.taken_at - statement_timestamp())::float8 / 60, 0)) AS rate,
 		   coalesce((SELECT sum(cardinality(b.positions)) FROM event_store.subscription_batch AS b
 			 WHERE b.subscription_id = s.id AND b.first_position >= c.oldest AND b.consumer IS NULL), 0)::bigint AS queued,
 		   (coalesce((SELECT sum(cardinality(b.positions)) FROM event_store.subscription_batch AS b
@@ -505,7 +516,9 @@ CREATE VIEW event_store.subscriptions AS
 		   b.state AS breaker,
 		   CASE WHEN b.state = 'open' THEN b.until END AS breaker_until,
 		   (SELECT jsonb_object_agg(o.consumer, o.slots) FROM event_store.subscription_consumer AS o
-			 WHERE o.subscription_id = s.id AND o.expires_at > clock_timestamp()) AS consumers,
+			 WHERE o.subscription_id = s.id
+			   AND (SELECT max(h.alive_until) FROM event_store.subscription_heartbeat AS h
+					 WHERE h.subscription_id = s.id AND h.consumer = o.consumer) > statement_timestamp()) AS consumers,
 		   s.created_at
 	  FROM event_store.subscription AS s
 	  CROSS JOIN LATERAL (SELECT k.* FROM event_store.subscription_cursor AS k

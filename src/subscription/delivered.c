@@ -1,0 +1,224 @@
+/*
+ * delivered.c
+ *		What was delivered to this transaction, and is not decided by it.
+ *
+ * Further polls go on from there, and acknowledgements "up to" mean it.  It is
+ * kept in the backend: how far the log of a subscription was read, how far a row
+ * of subscription_batch, and which rows of subscription_failure.
+ *
+ * A subtransaction that aborts takes back what was delivered and decided in it,
+ * so what there was when it began is kept until it ends.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "utils/memutils.h"
+
+#include "subscription/subscription.h"
+
+/* the list as it was when a subtransaction began */
+typedef struct Saved
+{
+	SubTransactionId id;
+	int			count;
+	Delivered  *items;
+	struct Saved *outer;
+} Saved;
+
+/* all in TopMemoryContext */
+static Delivered *items = NULL;
+static int	count = 0;
+static int	room = 0;
+static Saved *saved = NULL;
+static bool kept = false;
+
+/* The next item after one (NULL: the first) of a subscription and kind. */
+Delivered *
+delivered_next(Delivered *after, int32 subscription_id, DeliveredKind kind)
+{
+	for (int i = after == NULL ? 0 : (int) (after - items) + 1; i < count; i++)
+		if (items[i].subscription_id == subscription_id && items[i].kind == kind)
+			return &items[i];
+	return NULL;
+}
+
+/* The item with a key: the row's first position, the failure's; 0: the log. */
+Delivered *
+delivered_find(int32 subscription_id, DeliveredKind kind, int64 position)
+{
+	Delivered  *item = NULL;
+
+	while ((item = delivered_next(item, subscription_id, kind)) != NULL)
+		if (item->position == position)
+			return item;
+	return NULL;
+}
+
+/* That item, made if it is not there.  Good until the next is made or removed. */
+Delivered *
+delivered_note(int32 subscription_id, DeliveredKind kind, int64 position)
+{
+	Delivered  *item = delivered_find(subscription_id, kind, position);
+
+	if (item != NULL)
+		return item;
+	if (count == room)
+	{
+		room = Max(room * 2, 16);
+		if (items == NULL)
+			items = MemoryContextAlloc(TopMemoryContext, sizeof(Delivered) * room);
+		else
+			items = repalloc_huge(items, sizeof(Delivered) * room);
+	}
+	item = &items[count++];
+	memset(item, 0, sizeof(Delivered));
+	item->subscription_id = subscription_id;
+	item->kind = kind;
+	item->position = position;
+	return item;
+}
+
+void
+delivered_remove(Delivered *item)
+{
+	int			i = (int) (item - items);
+
+	memmove(&items[i], &items[i + 1], sizeof(Delivered) * (count - i - 1));
+	count--;
+}
+
+int
+delivered_count(int32 subscription_id, DeliveredKind kind)
+{
+	Delivered  *item = NULL;
+	int			n = 0;
+
+	while ((item = delivered_next(item, subscription_id, kind)) != NULL)
+		n++;
+	return n;
+}
+
+/* Was anything of a subscription delivered to this transaction? */
+bool
+delivered_any(int32 subscription_id)
+{
+	for (int i = 0; i < count; i++)
+		if (items[i].subscription_id == subscription_id)
+			return true;
+	return false;
+}
+
+/* How far its log was; 0: not at all. */
+int64
+delivered_log(int32 subscription_id)
+{
+	Delivered  *item = delivered_find(subscription_id, DELIVERED_LOG, 0);
+
+	return item == NULL ? 0 : item->delivered_to;
+}
+
+/* The subscriptions that anything was delivered of. */
+List *
+delivered_subscriptions(void)
+{
+	List	   *ids = NIL;
+
+	for (int i = 0; i < count; i++)
+		ids = list_append_unique_int(ids, items[i].subscription_id);
+	return ids;
+}
+
+/* The next poll of a subscription begins with what is open. */
+void
+delivered_forget(int32 subscription_id)
+{
+	int			n = 0;
+
+	for (int i = 0; i < count; i++)
+		if (items[i].subscription_id != subscription_id)
+			items[n++] = items[i];
+	count = n;
+}
+
+/* The end of the transaction does not make it forgotten: the session ends, too. */
+void
+delivered_keep(void)
+{
+	kept = true;
+}
+
+static void
+drop_saved(void)
+{
+	Saved	   *outer = saved->outer;
+
+	if (saved->items != NULL)
+		pfree(saved->items);
+	pfree(saved);
+	saved = outer;
+}
+
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	if (kept ||
+		(event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE))
+		return;
+	state_forget_tries();
+	while (saved != NULL)
+		drop_saved();
+	if (items != NULL)
+		pfree(items);
+	items = NULL;
+	count = room = 0;
+}
+
+static void
+subxact_callback(SubXactEvent event, SubTransactionId my_subid,
+				 SubTransactionId parent_subid, void *arg)
+{
+	if (kept)
+		return;
+	switch (event)
+	{
+		case SUBXACT_EVENT_START_SUB:
+			/* where there was nothing, nothing is what an abort comes back to */
+			if (count > 0)
+			{
+				Saved	   *now = MemoryContextAllocZero(TopMemoryContext, sizeof(Saved));
+
+				now->items = MemoryContextAllocHuge(TopMemoryContext, sizeof(Delivered) * count);
+				memcpy(now->items, items, sizeof(Delivered) * count);
+				now->count = count;
+				now->id = my_subid;
+				now->outer = saved;
+				saved = now;
+			}
+			break;
+		case SUBXACT_EVENT_COMMIT_SUB:
+			if (saved != NULL && saved->id == my_subid)
+				drop_saved();
+			break;
+		case SUBXACT_EVENT_ABORT_SUB:
+			if (saved != NULL && saved->id == my_subid)
+			{
+				/* there is room: it never gets less */
+				memcpy(items, saved->items, sizeof(Delivered) * saved->count);
+				count = saved->count;
+				drop_saved();
+			}
+			else
+				count = 0;
+			state_forget_tries();
+			break;
+		default:
+			break;
+	}
+}
+
+void
+delivered_init(void)
+{
+	RegisterXactCallback(xact_callback, NULL);
+	RegisterSubXactCallback(subxact_callback, NULL);
+}
