@@ -138,6 +138,14 @@ static Statement rows_by_positions = {
 	5, {INT4OID, INT8ARRAYOID, INT8OID, INT8OID, INT8OID}
 };
 
+static Statement queued_of_stream = {
+	"SELECT " BATCH_COLUMNS " FROM event_store.subscription_batch AS b"
+	" WHERE b.subscription_id = $1 AND b.consumer IS NULL AND b.slot = $2 AND b.priority = 0"
+	" AND b.first_position < $3 AND $4 = ANY (b.streams) AND b.first_position >= $5"
+	" ORDER BY b.first_position FOR UPDATE",
+	5, {INT4OID, INT4OID, INT8OID, INT8OID, INT8OID}
+};
+
 static Statement slots_of_queued = {
 	"SELECT DISTINCT b.slot FROM event_store.subscription_batch AS b"
 	" WHERE b.subscription_id = $1 AND b.consumer IS NULL"
@@ -156,29 +164,42 @@ static Statement slots_by_position = {
 	4, {INT4OID, INT8OID, TEXTOID, INT8OID}
 };
 
+#define OVER_ROWS(locked) \
+	"DELETE FROM event_store.subscription_batch AS d WHERE d.subscription_id = $1" \
+	" AND d.first_position IN (SELECT b.first_position FROM event_store.subscription_batch AS b" \
+	" WHERE b.subscription_id = $1 AND b.first_position >= $4 AND b.consumer IS NOT NULL" \
+	" AND b.slot = ANY ($2) AND CASE WHEN $5 THEN true" \
+	" WHEN $3 IS NOT NULL THEN b.consumer = $3" \
+	" WHEN b.leased_until <= pg_catalog.clock_timestamp() THEN true" \
+	" ELSE $6 AND EXISTS (SELECT FROM event_store.subscription_batch AS o" \
+	" WHERE o.subscription_id = $1 AND o.first_position >= $4 AND o.consumer = b.consumer" \
+	" AND o.slot = b.slot AND o.leased_until <= pg_catalog.clock_timestamp()) END" \
+	" FOR UPDATE" locked ")" \
+	" RETURNING d.positions, d.streams, d.consumer"
+
 static Statement over_rows = {
-	"DELETE FROM event_store.subscription_batch AS d WHERE d.subscription_id = $1"
-	" AND d.first_position IN (SELECT b.first_position FROM event_store.subscription_batch AS b"
-	" WHERE b.subscription_id = $1 AND b.first_position >= $4 AND b.consumer IS NOT NULL"
-	" AND b.slot = ANY ($2) AND CASE WHEN $5 THEN true"
-	" WHEN $3 IS NOT NULL THEN b.consumer = $3"
-	" WHEN b.leased_until <= pg_catalog.clock_timestamp() THEN true"
-	" ELSE $6 AND EXISTS (SELECT FROM event_store.subscription_batch AS o"
-	" WHERE o.subscription_id = $1 AND o.first_position >= $4 AND o.consumer = b.consumer"
-	" AND o.slot = b.slot AND o.leased_until <= pg_catalog.clock_timestamp()) END"
-	" FOR UPDATE SKIP LOCKED)"
-	" RETURNING d.positions, d.streams, d.consumer",
-	6, {INT4OID, INT4ARRAYOID, TEXTOID, INT8OID, BOOLOID, BOOLOID}
+	OVER_ROWS(" SKIP LOCKED"), 6, {INT4OID, INT4ARRAYOID, TEXTOID, INT8OID, BOOLOID, BOOLOID}
 };
 
+/* what a consumer has who leaves is waited for */
+static Statement rows_of_leaver = {
+	OVER_ROWS(""), 6, {INT4OID, INT4ARRAYOID, TEXTOID, INT8OID, BOOLOID, BOOLOID}
+};
+
+/*
+ * Where another consumer has something: under a lease, or ($4) under one that is
+ * over, and nobody could take back.  Or this one, of the latter.
+ */
 static Statement slots_in_use = {
 	"SELECT DISTINCT b.slot FROM event_store.subscription_batch AS b"
 	" WHERE b.subscription_id = $1 AND b.first_position >= $3 AND b.consumer IS NOT NULL"
-	" AND b.consumer IS DISTINCT FROM $2 AND b.leased_until > pg_catalog.clock_timestamp()"
+	" AND CASE WHEN b.leased_until > pg_catalog.clock_timestamp() THEN b.consumer IS DISTINCT FROM $2"
+	" ELSE $4 END"
 	" UNION SELECT b.slot FROM event_store.subscription_failure AS b"
-	" WHERE b.subscription_id = $1 AND b.consumer IS NOT NULL AND b.consumer IS DISTINCT FROM $2"
-	" AND b.leased_until > pg_catalog.clock_timestamp()",
-	3, {INT4OID, TEXTOID, INT8OID}
+	" WHERE b.subscription_id = $1 AND b.due IS NOT NULL AND b.consumer IS NOT NULL"
+	" AND CASE WHEN b.leased_until > pg_catalog.clock_timestamp() THEN b.consumer IS DISTINCT FROM $2"
+	" ELSE $4 END",
+	4, {INT4OID, TEXTOID, INT8OID, BOOLOID}
 };
 
 static Statement slots_held = {
@@ -910,13 +931,21 @@ batch_park_stream(Subscription *subscription, int64 stream, int64 position)
 	values[0] = Int32GetDatum(subscription->id);
 	values[4] = Int64GetDatum(subscription->oldest);
 	state_begin(&saved);
-	for (int round = 0; round < 2; round++)
+	for (int round = 0; round < 3; round++)
 	{
 		Batch	   *batches;
 		MemoryContext spi;
 		int			n;
 
-		if (round == 0)
+		if (round == 2)
+		{
+			/* queued, in front of it: it must not be retried before they are done */
+			values[1] = Int32GetDatum(state_slot_of(subscription, stream));
+			values[2] = Int64GetDatum(position);
+			values[3] = Int64GetDatum(stream);
+			(void) plans_execute(&queued_of_stream, values, NULL);
+		}
+		else if (round == 0)
 		{
 			values[1] = delivered_keys(subscription->id, false, &n);
 			if (n == 0)
@@ -1001,20 +1030,24 @@ read_slots(MemoryContext context, int **slots)
 	return count;
 }
 
-/* The slots where something is out with another consumer. */
+/*
+ * The slots where something is out with another consumer.  reclaimed: what is over
+ * has been taken back, so what is still there is in use, too.
+ */
 int
-batch_slots_in_use(Subscription *subscription, const Consumer *except, int **slots)
+batch_slots_in_use(Subscription *subscription, const Consumer *except, bool reclaimed, int **slots)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Datum		values[3];
+	Datum		values[4];
 	OwnerSwitch saved;
 	int			count;
 
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = except->name == NULL ? (Datum) 0 : PointerGetDatum(except->name);
 	values[2] = Int64GetDatum(subscription->oldest);
+	values[3] = BoolGetDatum(reclaimed);
 	state_begin(&saved);
-	(void) plans_execute(&slots_in_use, values, except->name == NULL ? " n " : NULL);
+	(void) plans_execute(&slots_in_use, values, except->name == NULL ? " n  " : NULL);
 	count = read_slots(context, slots);
 	state_end(&saved);
 	return count;
@@ -1097,7 +1130,8 @@ batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *le
 	values[4] = BoolGetDatum(all);
 	/* what it has in order behind that is taken back with it */
 	values[5] = BoolGetDatum(!subscription->competing);
-	count = (int) plans_execute(&over_rows, values, leaving == NULL ? "  n   " : NULL);
+	count = (int) plans_execute(leaving == NULL ? &over_rows : &rows_of_leaver, values,
+								leaving == NULL ? "  n   " : NULL);
 	lists = MemoryContextAllocZero(context, sizeof(EventList) * Max(count, 1));
 	consumers = MemoryContextAllocZero(context, sizeof(text *) * Max(count, 1));
 	for (int i = 0; i < count; i++)

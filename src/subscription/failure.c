@@ -208,27 +208,33 @@ static Statement next_due = {
 	2, {INT4OID, INT8OID}
 };
 
+#define RECLAIM(locked) \
+	"UPDATE event_store.subscription_failure AS f SET consumer = NULL, leased_until = NULL," \
+	" suspect = f.suspect OR $3 IS NULL," \
+	" attempts = CASE WHEN $3 IS NOT NULL THEN f.attempts WHEN " IS_ALONE("$4") " THEN f.attempts + 1" \
+	" ELSE greatest(f.attempts, least(f.attempts + 1, $4 - 1)) END," \
+	" dead = $3 IS NULL AND " IS_ALONE("$4") " AND f.attempts + 1 >= $4," \
+	" due = NULL, retry_at = NULL, failed_by = f.consumer," \
+	" error = CASE WHEN $3 IS NULL THEN 'the consumer fell silent' ELSE f.error END," \
+	" first_failed_at = CASE WHEN $3 IS NULL" \
+	" THEN coalesce(f.first_failed_at, pg_catalog.clock_timestamp()) ELSE f.first_failed_at END," \
+	" failed_at = CASE WHEN $3 IS NULL THEN pg_catalog.clock_timestamp() ELSE f.failed_at END" \
+	" WHERE f.subscription_id = $1 AND f.position IN" \
+	" (SELECT b.position FROM event_store.subscription_failure AS b" \
+	" WHERE b.subscription_id = $1 AND b.slot = ANY ($2)" \
+	" AND CASE WHEN $5 IS NOT NULL THEN b.position = ANY ($5) AND b.consumer IS NULL AND NOT b.dead" \
+	" ELSE b.due IS NOT NULL AND b.consumer IS NOT NULL" \
+	" AND CASE WHEN $6 THEN true WHEN $3 IS NULL THEN b.leased_until <= pg_catalog.clock_timestamp()" \
+	" ELSE b.consumer = $3 END END" \
+	" FOR UPDATE" locked ")" \
+	" RETURNING f.stream_id, f.dead"
+
 static Statement reclaim = {
-	"UPDATE event_store.subscription_failure AS f SET consumer = NULL, leased_until = NULL,"
-	" suspect = f.suspect OR $3 IS NULL,"
-	" attempts = CASE WHEN $3 IS NOT NULL THEN f.attempts WHEN " IS_ALONE("$4") " THEN f.attempts + 1"
-	" ELSE greatest(f.attempts, least(f.attempts + 1, $4 - 1)) END,"
-	" dead = $3 IS NULL AND " IS_ALONE("$4") " AND f.attempts + 1 >= $4,"
-	" due = NULL, retry_at = NULL, failed_by = f.consumer,"
-	" error = CASE WHEN $3 IS NULL THEN 'the consumer fell silent' ELSE f.error END,"
-	" first_failed_at = CASE WHEN $3 IS NULL"
-	" THEN coalesce(f.first_failed_at, pg_catalog.clock_timestamp()) ELSE f.first_failed_at END,"
-	" failed_at = CASE WHEN $3 IS NULL THEN pg_catalog.clock_timestamp() ELSE f.failed_at END"
-	" WHERE f.subscription_id = $1 AND f.position IN"
-	" (SELECT b.position FROM event_store.subscription_failure AS b"
-	" WHERE b.subscription_id = $1 AND b.slot = ANY ($2)"
-	" AND CASE WHEN $5 IS NOT NULL THEN b.position = ANY ($5) AND b.consumer IS NULL AND NOT b.dead"
-	" ELSE b.due IS NOT NULL AND b.consumer IS NOT NULL"
-	" AND CASE WHEN $6 THEN true WHEN $3 IS NULL THEN b.leased_until <= pg_catalog.clock_timestamp()"
-	" ELSE b.consumer = $3 END END"
-	" FOR UPDATE SKIP LOCKED)"
-	" RETURNING f.stream_id, f.dead",
-	6, {INT4OID, INT4ARRAYOID, TEXTOID, INT4OID, INT8ARRAYOID, BOOLOID}
+	RECLAIM(" SKIP LOCKED"), 6, {INT4OID, INT4ARRAYOID, TEXTOID, INT4OID, INT8ARRAYOID, BOOLOID}
+};
+
+static Statement reclaim_of_leaver = {
+	RECLAIM(""), 6, {INT4OID, INT4ARRAYOID, TEXTOID, INT4OID, INT8ARRAYOID, BOOLOID}
 };
 
 static Statement take_back = {
@@ -590,7 +596,7 @@ reclaim_failed(Subscription *subscription, const int *slots, int nslots, text *l
 	nulls[4] = given_up ? ' ' : 'n';
 	values[5] = BoolGetDatum(all);
 	state_begin(&saved);
-	n = plans_execute(&reclaim, values, nulls);
+	n = plans_execute(leaving == NULL ? &reclaim : &reclaim_of_leaver, values, nulls);
 	streams = MemoryContextAlloc(context, sizeof(int64) * Max(n, 1));
 	for (uint64 i = 0; i < n; i++)
 	{

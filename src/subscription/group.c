@@ -392,24 +392,31 @@ group_slots(Subscription *subscription, const Consumer *consumer, int max_count,
 			wanted[n++] = wanted[i];
 
 	/* under the locks: what is out with others? */
-	if (n > 0)
+	return group_drop_used(subscription, consumer, false, wanted, n);
+}
+
+/* Leaves out the slots where something is out with others; returns how many are left. */
+int
+group_drop_used(Subscription *subscription, const Consumer *consumer, bool reclaimed,
+				int *slots, int nslots)
+{
+	int		   *in_use;
+	int			nin_use;
+	int			left = 0;
+
+	if (nslots == 0)
+		return 0;
+	nin_use = batch_slots_in_use(subscription, consumer, reclaimed, &in_use);
+	for (int i = 0; i < nslots; i++)
 	{
-		int		   *in_use;
-		int			nin_use = batch_slots_in_use(subscription, consumer, &in_use);
-		int			left = 0;
+		bool		used = false;
 
-		for (int i = 0; i < n; i++)
-		{
-			bool		used = false;
-
-			for (int k = 0; k < nin_use; k++)
-				used |= in_use[k] == wanted[i];
-			if (!used)
-				wanted[left++] = wanted[i];
-		}
-		n = left;
+		for (int k = 0; k < nin_use; k++)
+			used |= in_use[k] == slots[i];
+		if (!used)
+			slots[left++] = slots[i];
 	}
-	return n;
+	return left;
 }
 
 static Statement delete_member = {
@@ -468,7 +475,7 @@ group_reslot(Subscription *subscription)
 
 	/* what was delivered to this transaction is known by rows that would go */
 	if (delivered_any(subscription->id) ||
-		batch_slots_in_use(subscription, &nobody, &in_use) > 0)
+		batch_slots_in_use(subscription, &nobody, false, &in_use) > 0)
 		return false;
 	for (int i = 0; i < subscription->slots; i++)
 		slots[i] = i + 1;

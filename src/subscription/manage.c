@@ -447,7 +447,7 @@ event_store_drop_subscription(PG_FUNCTION_ARGS)
 {
 	static const char *const tables[] = {
 		"subscription_cursor", "subscription_batch", "subscription_failure",
-		"subscription_consumer", "subscription_heartbeat", "subscription_fault", "subscription_breaker",
+		"subscription_consumer", "subscription_fault", "subscription_breaker",
 		"subscription_change"
 	};
 	Subscription subscription;
@@ -462,6 +462,10 @@ event_store_drop_subscription(PG_FUNCTION_ARGS)
 	for (int i = 0; i < lengthof(tables); i++)
 		(void) run(psprintf("DELETE FROM event_store.%s AS x WHERE x.subscription_id = $1", tables[i]),
 				   1, types, values, NULL);
+	/* who beats just now is not waited for */
+	(void) run("DELETE FROM event_store.subscription_heartbeat AS h WHERE h.ctid = ANY (ARRAY"
+			   "(SELECT k.ctid FROM event_store.subscription_heartbeat AS k"
+			   " WHERE k.subscription_id = $1 FOR UPDATE SKIP LOCKED))", 1, types, values, NULL);
 	(void) run("DELETE FROM event_store.subscription AS s WHERE s.id = $1", 1, types, values, NULL);
 	delivered_forget(subscription.id);
 	PG_RETURN_VOID();

@@ -391,6 +391,12 @@ deliver(Request *request)
 				batch_reclaim(&subscription, slots, nslots, NULL, false);
 			if (subscription.has_failures || !direct)
 				failure_reclaim(&subscription, slots, nslots, NULL, false);
+			/* what could not be taken back, since its holder is just at it, is in the way */
+			if (!subscription.competing && (subscription.has_batches || subscription.has_failures))
+				nslots = group_drop_used(&subscription, consumer, true, slots, nslots);
+		}
+		if (nslots > 0)
+		{
 			failure_begin(&subscription);
 			if ((subscription.has_failures || subscription.competing) && request->count == 0 &&
 				deliver_failed(request, &subscription, slots, nslots))

@@ -209,7 +209,7 @@ extern void batch_park_stream(Subscription *subscription, int64 stream, int64 po
 extern void batch_drop_parked(Subscription *subscription, const EventList *events,
 							  const Consumer *consumer);
 extern int	batch_slots_in_use(Subscription *subscription, const Consumer *except,
-							   int **slots);
+							   bool reclaimed, int **slots);
 extern int	batch_slots_held(Subscription *subscription, text *consumer, int **slots);
 extern int64 batch_leased(Subscription *subscription, text *consumer);
 extern void batch_extend(Subscription *subscription, const Consumer *consumer,
@@ -263,6 +263,8 @@ extern bool group_heartbeat(Subscription *subscription, const Consumer *consumer
 							const Interval *lease);
 extern int	group_slots(Subscription *subscription, const Consumer *consumer,
 						int max_count, int **slots);
+extern int	group_drop_used(Subscription *subscription, const Consumer *consumer,
+							bool reclaimed, int *slots, int nslots);
 extern bool group_leave(Subscription *subscription, text *consumer);
 extern bool group_reslot(Subscription *subscription);
 
