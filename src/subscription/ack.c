@@ -201,7 +201,8 @@ acknowledge(FunctionCallInfo fcinfo, text *name, const int64 *positions, int cou
 	consumer.name = ack_consumer_argument(fcinfo, 2);
 	(void) state_read(name, STATE_LOCK, &subscription);
 	wake_at_end();
-	(void) group_renew(&subscription, &consumer, false, NULL, NULL);
+	group_be_here(&subscription, &consumer);
+	(void) group_renew(&subscription, &consumer, false, NULL, false);
 	if (subscription.has_failures)
 	{
 		/* what is decided here makes another one due: not beside a poll of the slot */
@@ -405,7 +406,8 @@ event_store_nack(PG_FUNCTION_ARGS)
 	consumer.name = ack_consumer_argument(fcinfo, 4);
 	(void) state_read(name, STATE_LOCK, &subscription);
 	wake_at_end();
-	(void) group_renew(&subscription, &consumer, false, NULL, NULL);
+	group_be_here(&subscription, &consumer);
+	(void) group_renew(&subscription, &consumer, false, NULL, false);
 	if (!subscription.competing && !state_is_direct(&subscription))
 	{
 		int			slot = batch_slot_of(&subscription, position, &consumer);

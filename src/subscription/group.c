@@ -2,10 +2,11 @@
  * group.c
  *		Consumers that give their names, and the slots that they own.
  *
- * A consumer is alive until it has not been heard of for its lease: each time it is
+ * A consumer is alive as long as a transaction of its is open, which has a lock
+ * on its name, and until it has not been heard of for its lease: each time it is
  * heard of, a row says until when, unless that is far off still.  The row is never
- * altered: a consumer that works in a long transaction, and says so from another
- * session, does not wait for itself.  The slots
+ * altered: a consumer that is in a long transaction in one session, and is heard
+ * of in another, does not wait for itself.  The slots
  * are divided evenly among those alive, the odd ones going to who joined first.
  * Each writes its own row only, and takes free slots only when it has the lock
  * on the members, so no slot has two owners; who has more than its share gives
@@ -20,6 +21,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_type_d.h"
+#include "common/hashfn.h"
 #include "common/pg_prng.h"
 #include "miscadmin.h"
 #include "utils/array.h"
@@ -52,10 +54,10 @@ typedef struct Member
 static Statement find_member_row = {
 	"SELECT c.lease, " ALIVE_UNTIL("c.consumer") " > pg_catalog.clock_timestamp(),"
 	" coalesce(" ALIVE_UNTIL("c.consumer") " > pg_catalog.clock_timestamp()"
-	" + coalesce($4, interval '0') + coalesce($3, c.lease) * " RENEW_AT ", false)"
+	" + coalesce($3, c.lease) * " RENEW_AT ", false)"
 	" FROM event_store.subscription_consumer AS c"
 	" WHERE c.subscription_id = $1 AND c.consumer = $2",
-	4, {INT4OID, TEXTOID, INTERVALOID, INTERVALOID}
+	3, {INT4OID, TEXTOID, INTERVALOID}
 };
 
 static Statement join = {
@@ -72,24 +74,24 @@ static Statement beat = {
 	" WHERE k.subscription_id = $1 AND k.consumer = $2"
 	" AND k.alive_until < pg_catalog.clock_timestamp() FOR UPDATE SKIP LOCKED)))"
 	" INSERT INTO event_store.subscription_heartbeat (subscription_id, consumer, alive_until)"
-	" SELECT $1, $2, pg_catalog.clock_timestamp() + coalesce($4, interval '0')"
+	" SELECT $1, $2, pg_catalog.clock_timestamp()"
 	" + coalesce($3, (SELECT c.lease FROM event_store.subscription_consumer AS c"
 	" WHERE c.subscription_id = $1 AND c.consumer = $2), " DEFAULT_LEASE ")",
-	4, {INT4OID, TEXTOID, INTERVALOID, INTERVALOID}
+	3, {INT4OID, TEXTOID, INTERVALOID}
 };
 
 static Statement drop_silent = {
 	"WITH gone AS (DELETE FROM event_store.subscription_consumer AS c"
 	" WHERE c.subscription_id = $1 AND c.consumer IN"
 	" (SELECT k.consumer FROM event_store.subscription_consumer AS k"
-	" WHERE k.subscription_id = $1"
+	" WHERE k.subscription_id = $1 AND k.consumer = ANY ($2)"
 	" AND coalesce(" ALIVE_UNTIL("k.consumer") " <= pg_catalog.clock_timestamp(), true)"
 	" FOR UPDATE SKIP LOCKED) RETURNING c.consumer),"
 	" beats AS (DELETE FROM event_store.subscription_heartbeat AS b USING gone"
 	" WHERE b.subscription_id = $1 AND b.consumer = gone.consumer)"
 	" INSERT INTO event_store.subscription_change (subscription_id, change, detail)"
 	" SELECT $1, 'expired', gone.consumer FROM gone",
-	1, {INT4OID}
+	2, {INT4OID, TEXTARRAYOID}
 };
 
 static Statement list_members = {
@@ -121,65 +123,37 @@ static Statement full_slots = {
 	3, {INT4OID, INT4ARRAYOID, INT8OID}
 };
 
-/*
- * The consumer is heard of.  joins: it is one from now on, if it was not, with this
- * lease (NULL: that which it has, or the default).  wait: and it will not be heard
- * of again for so long.  Returns whether it was alive.
- */
-bool
-group_renew(Subscription *subscription, const Consumer *consumer, bool joins,
-			const Interval *lease, const Interval *wait)
+/* The part of a subscription that stands for the name of a consumer. */
+static int
+name_part(const text *name)
 {
-	char		nulls[5] = "    ";
-	bool		is_member;
-	bool		alive = false;
-	bool		fresh = false;
-	Datum		values[4];
-	OwnerSwitch saved;
+	uint32		hash = DatumGetUInt32(hash_any((const unsigned char *) VARDATA_ANY(name),
+											   VARSIZE_ANY_EXHDR(name)));
 
-	if (consumer->name == NULL || (!joins && !subscription->has_consumers))
-		return false;
-	values[0] = Int32GetDatum(subscription->id);
-	values[1] = PointerGetDatum(consumer->name);
-	values[2] = IntervalPGetDatum(unconstify(Interval *, lease));
-	values[3] = IntervalPGetDatum(unconstify(Interval *, wait));
-	nulls[2] = lease == NULL ? 'n' : ' ';
-	nulls[3] = wait == NULL ? 'n' : ' ';
-	state_begin(&saved);
-	is_member = plans_execute(&find_member_row, values, nulls) > 0;
-	if (is_member)
-	{
-		bool		isnull;
-		HeapTuple	row = SPI_tuptable->vals[0];
-
-		alive = DatumGetBool(SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &isnull)) && !isnull;
-		fresh = DatumGetBool(SPI_getbinval(row, SPI_tuptable->tupdesc, 3, &isnull));
-	}
-	else if (joins)
-	{
-		(void) plans_execute(&join, values, lease == NULL ? "  n" : NULL);
-		/* where nobody deals slots out, those silent are dropped when others come */
-		(void) plans_execute(&beat, values, nulls);
-		fresh = true;
-		if (subscription->competing)
-			(void) plans_execute(&drop_silent, values, NULL);
-	}
-	if (!fresh && (joins || alive))
-		(void) plans_execute(&beat, values, nulls);
-	state_end(&saved);
-	subscription->has_consumers = true;
-	return alive;
+	return (int) (hash | LOCK_NAME);
 }
 
-/* The same, and it is still at what it has under a lease. */
-bool
-group_heartbeat(Subscription *subscription, const Consumer *consumer, const Interval *lease)
+/*
+ * The transaction is the consumer's: it is alive to its end.  Two names of one
+ * hash only keep each other alive.
+ */
+void
+group_be_here(const Subscription *subscription, const Consumer *consumer)
 {
-	bool		alive = group_renew(subscription, consumer, false, lease, NULL);
+	if (consumer->name != NULL)
+		state_share_part(subscription, name_part(consumer->name));
+}
 
-	if (alive)
-		batch_extend(subscription, consumer, lease);
-	return alive;
+/* Has another transaction said so of this consumer? */
+static bool
+is_here(const Subscription *subscription, const text *name)
+{
+	int			part = name_part(name);
+
+	if (!state_lock_part(subscription, part, false))
+		return true;
+	state_unlock_part(subscription, part);
+	return false;
 }
 
 /* All who have a row, in the caller's context. */
@@ -207,7 +181,27 @@ members(Subscription *subscription, MemoryContext context, int *count)
 		list[i].slots = (int *) ARR_DATA_PTR(array);
 	}
 	MemoryContextSwitchTo(saved);
+	for (int i = 0; i < *count; i++)
+		list[i].alive |= is_here(subscription, list[i].name);
 	return list;
+}
+
+/* Drops those of the members who are silent. */
+static void
+drop_dead(Subscription *subscription, const Member *list, int count, int me)
+{
+	Datum	   *names = palloc(sizeof(Datum) * Max(count, 1));
+	int			n = 0;
+	Datum		values[2];
+
+	for (int i = 0; i < count; i++)
+		if (!list[i].alive && i != me)
+			names[n++] = PointerGetDatum(list[i].name);
+	if (n == 0)
+		return;
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = PointerGetDatum(construct_array(names, n, TEXTOID, -1, false, TYPALIGN_INT));
+	(void) plans_execute(&drop_silent, values, NULL);
 }
 
 static bool
@@ -215,6 +209,70 @@ same_name(const text *a, const text *b)
 {
 	return VARSIZE_ANY_EXHDR(a) == VARSIZE_ANY_EXHDR(b) &&
 		memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
+}
+
+/*
+ * The consumer is heard of.  joins: it is one from now on, if it was not, with this
+ * lease (NULL: that which it has, or the default).  only_join: nothing is written
+ * but that.  Returns whether it was alive.
+ */
+bool
+group_renew(Subscription *subscription, const Consumer *consumer, bool joins,
+			const Interval *lease, bool only_join)
+{
+	char		nulls[4] = "   ";
+	bool		is_member;
+	bool		alive = false;
+	bool		fresh = false;
+	Datum		values[3];
+	OwnerSwitch saved;
+
+	if (consumer->name == NULL || (!joins && !subscription->has_consumers))
+		return false;
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = PointerGetDatum(consumer->name);
+	values[2] = IntervalPGetDatum(unconstify(Interval *, lease));
+	nulls[2] = lease == NULL ? 'n' : ' ';
+	state_begin(&saved);
+	is_member = plans_execute(&find_member_row, values, nulls) > 0;
+	if (is_member)
+	{
+		bool		isnull;
+		HeapTuple	row = SPI_tuptable->vals[0];
+
+		alive = DatumGetBool(SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &isnull)) && !isnull;
+		fresh = DatumGetBool(SPI_getbinval(row, SPI_tuptable->tupdesc, 3, &isnull));
+	}
+	else if (joins)
+	{
+		(void) plans_execute(&join, values, lease == NULL ? "  n" : NULL);
+		/* where nobody deals slots out, those silent are dropped when others come */
+		(void) plans_execute(&beat, values, nulls);
+		fresh = true;
+		if (subscription->competing)
+		{
+			int			count;
+			Member	   *list = members(subscription, CurrentMemoryContext, &count);
+
+			drop_dead(subscription, list, count, -1);
+		}
+	}
+	if (!fresh && !only_join && (joins || alive))
+		(void) plans_execute(&beat, values, nulls);
+	state_end(&saved);
+	subscription->has_consumers = true;
+	return alive;
+}
+
+/* The same, and it is still at what it has under a lease. */
+bool
+group_heartbeat(Subscription *subscription, const Consumer *consumer, const Interval *lease)
+{
+	bool		alive = group_renew(subscription, consumer, false, lease, false);
+
+	if (alive)
+		batch_extend(subscription, consumer, lease);
+	return alive;
 }
 
 /* Who is this one, and how many slots are its share?  -1: nobody. */
@@ -282,7 +340,9 @@ own_slots(Subscription *subscription, const Consumer *consumer, MemoryContext co
 		bool	   *owned;
 
 		values[0] = Int32GetDatum(subscription->id);
-		(void) plans_execute(&drop_silent, values, NULL);
+		list = members(subscription, context, &count);
+		me = find_member(subscription, list, count, consumer->name, &share);
+		drop_dead(subscription, list, count, me);
 		list = members(subscription, context, &count);
 		me = find_member(subscription, list, count, consumer->name, &share);
 		if (me < 0)

@@ -101,7 +101,7 @@ typedef struct Request
 	int32		max_count;
 	Consumer	consumer;
 	const Interval *lease;
-	const Interval *wait;
+	bool		waits;
 	bool		auto_ack;
 	ReturnSetInfo *result;
 	int64		count;			/* delivered so far */
@@ -352,11 +352,17 @@ deliver(Request *request)
 	if (!state_read(request->name, STATE_TRY, &subscription))
 	{
 		/* somebody is in the way; it is heard of all the same */
-		if (consumer->name != NULL && state_read(request->name, STATE_LOOK, &subscription))
-			(void) group_renew(&subscription, consumer, true, request->lease, request->wait);
+		if (consumer->name != NULL && !request->waits &&
+			state_read(request->name, STATE_LOOK, &subscription))
+		{
+			group_be_here(&subscription, consumer);
+			(void) group_renew(&subscription, consumer, true, request->lease, false);
+		}
 		return 0;
 	}
 	wake_at_end();
+	if (!request->waits)
+		group_be_here(&subscription, consumer);
 	if (IsolationUsesXactSnapshot() && (consumer->leases || consumer->name != NULL))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -366,7 +372,7 @@ deliver(Request *request)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("a lease of an ordered subscription needs the name of a consumer")));
-	(void) group_renew(&subscription, consumer, true, request->lease, request->wait);
+	(void) group_renew(&subscription, consumer, true, request->lease, request->waits);
 	if (subscription.paused)
 		return 0;
 	request->max_count = breaker_limit(&subscription, request->max_count);
@@ -534,7 +540,8 @@ wait_for_events(TimestampTz until, const Seen *seen, ReturnSetInfo *result)
  *
  * Where it has written something and got nothing (it joined the group, moved
  * events behind failed ones, dealt out to others) it comes back at once: what it
- * wrote must not wait for a commit with it.
+ * wrote must not wait for a commit with it.  That it is heard of it writes at its
+ * end.
  *
  * Where nobody has woken it, a look costs more than it is worth as long as the
  * mark stands still; what COMMIT PREPARED has done to the subscription shows at
@@ -579,8 +586,16 @@ event_store_poll(PG_FUNCTION_ARGS)
 		return (Datum) 0;
 	}
 
-	request.wait = PG_GETARG_INTERVAL_P(3);
-	until = lease_end(request.wait);
+	until = lease_end(PG_GETARG_INTERVAL_P(3));
+	request.waits = true;
+	if (request.consumer.name != NULL)
+	{
+		/* as long as it waits it is alive */
+		Subscription subscription;
+
+		(void) state_read(request.name, STATE_LOOK, &subscription);
+		group_be_here(&subscription, &request.consumer);
+	}
 	wake_begin_wait();
 	for (int times = 0;; times++)
 	{
@@ -613,6 +628,13 @@ event_store_poll(PG_FUNCTION_ARGS)
 		woken = wait_for_events(until, &seen, request.result);
 	}
 	wake_end_wait();
+	if (request.consumer.name != NULL)
+	{
+		Subscription subscription;
+
+		(void) state_read(request.name, STATE_LOOK, &subscription);
+		(void) group_renew(&subscription, &request.consumer, true, request.lease, false);
+	}
 	return (Datum) 0;
 }
 

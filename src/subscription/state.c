@@ -328,6 +328,17 @@ state_lock_part(const Subscription *subscription, int part, bool wait)
 	return lock_part(subscription->id, part, ExclusiveLock, wait);
 }
 
+/* The same beside others who do so, and without being given back. */
+void
+state_share_part(const Subscription *subscription, int part)
+{
+	LOCKTAG		tag;
+
+	locks_set_tag(&tag, LOCK_CLASS_SUBSCRIPTION,
+				  ((uint64) (uint32) subscription->id << 32) | (uint32) part);
+	(void) LockAcquire(&tag, ShareLock, false, false);
+}
+
 /* Gives back what was locked last, if nothing has been done with it. */
 void
 state_unlock_part(const Subscription *subscription, int part)

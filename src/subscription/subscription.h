@@ -115,6 +115,7 @@ typedef enum StateLock
 #define LOCK_CURSOR		1
 #define LOCK_MEMBERS	2
 #define LOCK_SLOT		16
+#define LOCK_NAME		0x80000000	/* with the hash of a consumer's name */
 
 extern void state_begin(OwnerSwitch *saved);
 extern void state_end(OwnerSwitch *saved);
@@ -125,6 +126,7 @@ extern void state_unlock_whole(const Subscription *subscription);
 extern bool state_lock_whole(const Subscription *subscription);
 extern bool state_is_direct(const Subscription *subscription);
 extern bool state_lock_part(const Subscription *subscription, int part, bool wait);
+extern void state_share_part(const Subscription *subscription, int part);
 extern void state_begin_try(void);
 extern void state_end_try(bool keep);
 extern void state_forget_tries(void);
@@ -258,7 +260,8 @@ extern int	failure_give_up(Subscription *subscription);
  * ----------------------------------------------------------------
  */
 extern bool group_renew(Subscription *subscription, const Consumer *consumer,
-						bool joins, const Interval *lease, const Interval *wait);
+						bool joins, const Interval *lease, bool only_join);
+extern void group_be_here(const Subscription *subscription, const Consumer *consumer);
 extern bool group_heartbeat(Subscription *subscription, const Consumer *consumer,
 							const Interval *lease);
 extern int	group_slots(Subscription *subscription, const Consumer *consumer,

@@ -400,7 +400,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_heartbeat
 REVOKE ALL ON FUNCTION event_store.heartbeat(text, text, interval) FROM PUBLIC;
 ALTER FUNCTION event_store.heartbeat(text, text, interval) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.heartbeat(text, text, interval) IS
-'heartbeat(subscription, consumer, lease = 30 s) -> boolean: the consumer is alive: its slots, and what it has under leases that are not over, are its own for so long from now on. False: it has not polled, or was silent for too long; what it had goes to others. It does not wait for a transaction of the same consumer. Raises VE002 for an invalid argument, VE008 if there is no such subscription.';
+'heartbeat(subscription, consumer, lease = 30 s) -> boolean: the consumer is alive: its slots, and what it has under leases that are not over, are its own for so long from now on. False: it has not polled, or was silent for too long; what it had goes to others. A consumer that is in a transaction, or waits in a poll, is alive anyhow. Raises VE002 for an invalid argument, VE008 if there is no such subscription.';
 
 CREATE FUNCTION event_store.leave(subscription text, consumer text) RETURNS boolean
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_leave';
