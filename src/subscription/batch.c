@@ -83,11 +83,24 @@ static Statement queued_for_anyone = {
 	4, {INT4OID, INT8ARRAYOID, INT8OID, INT8OID}
 };
 
-static Statement lease_row = {
+static Statement lease_rows = {
 	"UPDATE event_store.subscription_batch AS b SET consumer = $3, leased_until = $4,"
 	" delivered_at = pg_catalog.clock_timestamp()"
-	" WHERE b.subscription_id = $1 AND b.first_position = $2",
-	4, {INT4OID, INT8OID, TEXTOID, TIMESTAMPTZOID}
+	" WHERE b.subscription_id = $1 AND b.first_position = ANY ($2)",
+	4, {INT4OID, INT8ARRAYOID, TEXTOID, TIMESTAMPTZOID}
+};
+
+/* the first row of a competing subscription, if it is not too much */
+static Statement lease_first = {
+	"UPDATE event_store.subscription_batch AS b SET consumer = $2, leased_until = $3,"
+	" delivered_at = pg_catalog.clock_timestamp()"
+	" WHERE b.subscription_id = $1 AND b.first_position ="
+	" (SELECT k.first_position FROM event_store.subscription_batch AS k"
+	" WHERE k.subscription_id = $1 AND k.slot = 1 AND k.consumer IS NULL"
+	" AND k.first_position >= $4 ORDER BY k.priority DESC, k.first_position LIMIT 1"
+	" FOR UPDATE SKIP LOCKED)"
+	" AND cardinality(b.positions) <= $5 RETURNING " BATCH_COLUMNS,
+	5, {INT4OID, TEXTOID, TIMESTAMPTZOID, INT8OID, INT4OID}
 };
 
 /* who decides some of what it has is still at the rest */
@@ -100,10 +113,18 @@ static Statement shorten_row = {
 	6, {INT4OID, INT8OID, INT8OID, INT8OID, INT8ARRAYOID, INT8ARRAYOID}
 };
 
-static Statement delete_row = {
+static Statement delete_rows = {
 	"DELETE FROM event_store.subscription_batch AS b"
-	" WHERE b.subscription_id = $1 AND b.first_position = $2",
-	2, {INT4OID, INT8OID}
+	" WHERE b.subscription_id = $1 AND b.first_position = ANY ($2)",
+	2, {INT4OID, INT8ARRAYOID}
+};
+
+/* Rows of a consumer with nothing above a position. */
+static Statement delete_whole = {
+	"DELETE FROM event_store.subscription_batch AS b WHERE b.subscription_id = $1"
+	" AND b.consumer IS NOT NULL AND b.consumer = $2"
+	" AND b.first_position >= $4 AND b.last_position <= $3 RETURNING cardinality(b.positions)",
+	4, {INT4OID, TEXTOID, INT8OID, INT8OID}
 };
 
 /* Those that a consumer (NULL: any) has, between two positions. */
@@ -188,7 +209,7 @@ static Statement rows_of_leaver = {
 
 /*
  * Where another consumer has something: under a lease, or ($4) under one that is
- * over, and nobody could take back.  Or this one, of the latter.
+ * over, which nobody could take back.  Or this one, of the latter.
  */
 static Statement slots_in_use = {
 	"SELECT DISTINCT b.slot FROM event_store.subscription_batch AS b"
@@ -378,12 +399,13 @@ write_rest(const Subscription *subscription, const Batch *batch, const EventList
 	Datum		values[6];
 
 	values[0] = Int32GetDatum(subscription->id);
-	values[1] = Int64GetDatum(batch->events.positions[0]);
 	if (rest->count == 0)
 	{
-		(void) plans_execute(&delete_row, values, NULL);
+		values[1] = state_int64_array(batch->events.positions, 1);
+		(void) plans_execute(&delete_rows, values, NULL);
 		return;
 	}
+	values[1] = Int64GetDatum(batch->events.positions[0]);
 	values[2] = Int64GetDatum(rest->positions[0]);
 	values[3] = Int64GetDatum(rest->positions[rest->count - 1]);
 	values[4] = state_int64_array(rest->positions, rest->count);
@@ -622,14 +644,40 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 {
 	MemoryContext context = CurrentMemoryContext;
 	int			got = 0;
-	int			rows = 1;
+	int			rows = subscription->competing ? 1 : 1 + max_count / MAX_BATCH;
 	OwnerSwitch saved;
 
 	state_begin(&saved);
+	/* most often a row is what a poll wants: the one before it has dealt it so */
+	while (subscription->competing && consumer->leases && got < max_count &&
+		   delivered_count(subscription->id, DELIVERED_BATCH) == 0)
+	{
+		Datum		values[5];
+		MemoryContext spi;
+		Batch	   *batch;
+		int			n;
+
+		values[0] = Int32GetDatum(subscription->id);
+		values[1] = consumer_datum(consumer);
+		values[2] = TimestampTzGetDatum(consumer->until);
+		values[3] = Int64GetDatum(subscription->oldest);
+		values[4] = Int32GetDatum(max_count - got);
+		(void) plans_execute(&lease_first, values, NULL);
+		batch = read_batches(context, &n);
+		if (n == 0)
+			break;
+		spi = MemoryContextSwitchTo(context);
+		for (int k = 0; k < batch->events.count; k++)
+			events_add(taken, batch->events.positions[k], batch->events.streams[k]);
+		got += batch->events.count;
+		MemoryContextSwitchTo(spi);
+	}
 	while (got < max_count)
 	{
 		Datum		values[5];
 		Batch	   *batches;
+		int64	   *whole;
+		int			nwhole = 0;
 		int			nkeys;
 		int			n;
 		int			last_size = 1;
@@ -653,6 +701,7 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 		batches = read_batches(context, &n);
 		if (n == 0)
 			break;
+		whole = palloc(sizeof(int64) * n);
 		for (int i = 0; i < n && got < max_count; i++)
 		{
 			EventList  *events = &batches[i].events;
@@ -678,12 +727,7 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 			if (!consumer->leases)
 				note_delivered(subscription->id, events, events->positions[first + count - 1]);
 			else if (first == 0 && count == events->count)
-			{
-				values[1] = Int64GetDatum(events->positions[0]);
-				values[2] = consumer_datum(consumer);
-				values[3] = TimestampTzGetDatum(consumer->until);
-				(void) plans_execute(&lease_row, values, NULL);
-			}
+				whole[nwhole++] = events->positions[0];
 			else
 			{
 				/* what is left stays in the row, under another key */
@@ -698,6 +742,13 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 							 first, count, consumer);
 			}
 			MemoryContextSwitchTo(spi);
+		}
+		if (nwhole > 0)
+		{
+			values[1] = state_int64_array(whole, nwhole);
+			values[2] = consumer_datum(consumer);
+			values[3] = TimestampTzGetDatum(consumer->until);
+			(void) plans_execute(&lease_rows, values, NULL);
 		}
 		/* rows may be small: others have dealt them for smaller polls */
 		rows = Max(1, (max_count - got) / last_size);
@@ -736,6 +787,8 @@ settle_rows(Subscription *subscription, MemoryContext context, const int64 *posi
 	int			n;
 	Batch	   *batches = read_batches(context, &n);
 	MemoryContext spi = MemoryContextSwitchTo(context);
+	int64	   *whole = palloc(sizeof(int64) * Max(n, 1));
+	int			nwhole = 0;
 	int64		found = 0;
 
 	for (int i = 0; i < n; i++)
@@ -758,9 +811,20 @@ settle_rows(Subscription *subscription, MemoryContext context, const int64 *posi
 		if (rest.count == events->count)
 			continue;
 		found += events->count - rest.count;
-		write_rest(subscription, &batches[i], &rest);
+		if (rest.count == 0)
+			whole[nwhole++] = events->positions[0];
+		else
+			write_rest(subscription, &batches[i], &rest);
 		if (!leased)
 			move_delivered(subscription->id, &batches[i], &rest);
+	}
+	if (nwhole > 0)
+	{
+		Datum		values[2];
+
+		values[0] = Int32GetDatum(subscription->id);
+		values[1] = state_int64_array(whole, nwhole);
+		(void) plans_execute(&delete_rows, values, NULL);
 	}
 	MemoryContextSwitchTo(spi);
 	return found;
@@ -808,8 +872,23 @@ batch_settle(Subscription *subscription, const int64 *positions, int count, int6
 	state_begin(&saved);
 	values[0] = Int32GetDatum(subscription->id);
 	values[4] = Int64GetDatum(subscription->oldest);
+	/* most often it is all that a consumer has in its rows */
+	if (done && positions == NULL && consumer->name != NULL && !subscription->has_failures)
+	{
+		values[1] = consumer_datum(consumer);
+		values[2] = Int64GetDatum(high);
+		values[3] = Int64GetDatum(subscription->oldest);
+		(void) plans_execute(&delete_whole, values, NULL);
+		for (uint64 i = 0; i < SPI_processed; i++)
+		{
+			bool		isnull;
+
+			found += DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+												 1, &isnull));
+		}
+	}
 	values[1] = delivered_keys(subscription->id, false, &nkeys);
-	if (nkeys > 0)
+	if (nkeys > 0 && (positions == NULL || found < count))
 	{
 		(void) plans_execute(&rows_by_key, values, NULL);
 		found += settle_rows(subscription, context, positions, count, up_to, done);
@@ -1031,11 +1110,11 @@ read_slots(MemoryContext context, int **slots)
 }
 
 /*
- * The slots where something is out with another consumer.  reclaimed: what is over
- * has been taken back, so what is still there is in use, too.
+ * The slots where something is out with another consumer; over: and where a lease
+ * is over.
  */
 int
-batch_slots_in_use(Subscription *subscription, const Consumer *except, bool reclaimed, int **slots)
+batch_slots_in_use(Subscription *subscription, const Consumer *except, bool over, int **slots)
 {
 	MemoryContext context = CurrentMemoryContext;
 	Datum		values[4];
@@ -1045,7 +1124,7 @@ batch_slots_in_use(Subscription *subscription, const Consumer *except, bool recl
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = except->name == NULL ? (Datum) 0 : PointerGetDatum(except->name);
 	values[2] = Int64GetDatum(subscription->oldest);
-	values[3] = BoolGetDatum(reclaimed);
+	values[3] = BoolGetDatum(over);
 	state_begin(&saved);
 	(void) plans_execute(&slots_in_use, values, except->name == NULL ? " n  " : NULL);
 	count = read_slots(context, slots);

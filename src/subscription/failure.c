@@ -169,11 +169,21 @@ static Statement lease = {
 	4, {INT4OID, INT8ARRAYOID, TEXTOID, TIMESTAMPTZOID}
 };
 
+/*
+ * What nobody has under a lease: what was delivered to this transaction, or may
+ * have been to another: what is due, and with it those behind it of its stream that
+ * have not failed.
+ */
 static Statement settle = {
 	"DELETE FROM event_store.subscription_failure AS f WHERE f.subscription_id = $1"
 	" AND f.position = ANY ($2) AND NOT f.dead"
 	" AND CASE WHEN f.consumer IS NULL"
 	" THEN f.due <= pg_catalog.clock_timestamp() OR f.position = ANY ($4)"
+	" OR (f.due IS NULL AND (f.attempts = 0 OR f.suspect) AND NOT EXISTS"
+	" (SELECT FROM event_store.subscription_failure AS e WHERE e.subscription_id = $1"
+	" AND e.stream_id = f.stream_id AND e.position < f.position"
+	" AND NOT (e.position = ANY ($2) AND NOT e.dead AND e.consumer IS NULL"
+	" AND (e.due IS NULL OR e.due <= pg_catalog.clock_timestamp()))))"
 	" ELSE f.consumer = $3 END"
 	" RETURNING f.stream_id",
 	4, {INT4OID, INT8ARRAYOID, TEXTOID, INT8ARRAYOID}

@@ -369,9 +369,8 @@ own_slots(Subscription *subscription, const Consumer *consumer, MemoryContext co
 }
 
 /*
- * The slots that a poll may deliver from, locked to the end of the transaction,
- * and with nothing out that another consumer has.  Who gives no name gets slots
- * that nobody owns, no more of them than it needs.
+ * The slots that a poll may deliver from, locked to the end of the transaction.
+ * Who gives no name gets slots that nobody owns, no more of them than it needs.
  */
 int
 group_slots(Subscription *subscription, const Consumer *consumer, int max_count, int **slots)
@@ -451,14 +450,16 @@ group_slots(Subscription *subscription, const Consumer *consumer, int max_count,
 			state_lock_part(subscription, LOCK_SLOT + wanted[i], false))
 			wanted[n++] = wanted[i];
 
-	/* under the locks: what is out with others? */
-	return group_drop_used(subscription, consumer, false, wanted, n);
+	return n;
 }
 
-/* Leaves out the slots where something is out with others; returns how many are left. */
+/*
+ * Of slots that are locked, and where leases that are over have been taken back:
+ * leaves out those where something is out with others, or could not be taken back,
+ * since its holder is just at it.  Returns how many are left.
+ */
 int
-group_drop_used(Subscription *subscription, const Consumer *consumer, bool reclaimed,
-				int *slots, int nslots)
+group_drop_used(Subscription *subscription, const Consumer *consumer, int *slots, int nslots)
 {
 	int		   *in_use;
 	int			nin_use;
@@ -466,7 +467,7 @@ group_drop_used(Subscription *subscription, const Consumer *consumer, bool recla
 
 	if (nslots == 0)
 		return 0;
-	nin_use = batch_slots_in_use(subscription, consumer, reclaimed, &in_use);
+	nin_use = batch_slots_in_use(subscription, consumer, true, &in_use);
 	for (int i = 0; i < nslots; i++)
 	{
 		bool		used = false;

@@ -393,18 +393,18 @@ deliver(Request *request)
 
 		if (nslots > 0)
 		{
-			if (subscription.has_batches)
+			if (subscription.has_over)
 				batch_reclaim(&subscription, slots, nslots, NULL, false);
-			if (subscription.has_failures || !direct)
+			/* where slots are locked one by one, others may have failed since it was read */
+			if (subscription.has_failures || (!direct && !subscription.competing))
 				failure_reclaim(&subscription, slots, nslots, NULL, false);
-			/* what could not be taken back, since its holder is just at it, is in the way */
 			if (!subscription.competing && (subscription.has_batches || subscription.has_failures))
-				nslots = group_drop_used(&subscription, consumer, true, slots, nslots);
+				nslots = group_drop_used(&subscription, consumer, slots, nslots);
 		}
 		if (nslots > 0)
 		{
 			failure_begin(&subscription);
-			if ((subscription.has_failures || subscription.competing) && request->count == 0 &&
+			if (subscription.has_failures && request->count == 0 &&
 				deliver_failed(request, &subscription, slots, nslots))
 				break;
 			if (request->count < request->max_count && (subscription.has_batches || !direct))

@@ -66,6 +66,9 @@ static Statement read_row = {
 	" c.version, c.checkpoint, c.replay_until, c.oldest, c.taken, c.taken_at, c.rate, c.decided,"
 	" EXISTS (SELECT FROM event_store.subscription_batch AS x"
 	" WHERE x.subscription_id = s.id AND x.first_position >= c.oldest),"
+	" EXISTS (SELECT FROM event_store.subscription_batch AS x"
+	" WHERE x.subscription_id = s.id AND x.first_position >= c.oldest"
+	" AND x.consumer IS NOT NULL AND x.leased_until <= pg_catalog.clock_timestamp()),"
 	" EXISTS (SELECT FROM event_store.subscription_failure AS x WHERE x.subscription_id = s.id),"
 	" EXISTS (SELECT FROM event_store.subscription_consumer AS x WHERE x.subscription_id = s.id)"
 	" FROM event_store.subscription AS s"
@@ -446,6 +449,7 @@ read_result(Subscription *subscription, MemoryContext context)
 	NEXT;
 	subscription->decided = state_array_int64(value, &subscription->ndecided);
 	subscription->has_batches = DatumGetBool(NEXT);
+	subscription->has_over = DatumGetBool(NEXT);
 	subscription->has_failures = DatumGetBool(NEXT);
 	subscription->has_consumers = DatumGetBool(NEXT);
 	MemoryContextSwitchTo(saved);

@@ -69,6 +69,7 @@ typedef struct Subscription
 
 	/* whether there are rows of it in these tables */
 	bool		has_batches;
+	bool		has_over;		/* leases that are over */
 	bool		has_failures;
 	bool		has_consumers;
 } Subscription;
@@ -211,7 +212,7 @@ extern void batch_park_stream(Subscription *subscription, int64 stream, int64 po
 extern void batch_drop_parked(Subscription *subscription, const EventList *events,
 							  const Consumer *consumer);
 extern int	batch_slots_in_use(Subscription *subscription, const Consumer *except,
-							   bool reclaimed, int **slots);
+							   bool over, int **slots);
 extern int	batch_slots_held(Subscription *subscription, text *consumer, int **slots);
 extern int64 batch_leased(Subscription *subscription, text *consumer);
 extern void batch_extend(Subscription *subscription, const Consumer *consumer,
@@ -267,7 +268,7 @@ extern bool group_heartbeat(Subscription *subscription, const Consumer *consumer
 extern int	group_slots(Subscription *subscription, const Consumer *consumer,
 						int max_count, int **slots);
 extern int	group_drop_used(Subscription *subscription, const Consumer *consumer,
-							bool reclaimed, int *slots, int nslots);
+							int *slots, int nslots);
 extern bool group_leave(Subscription *subscription, text *consumer);
 extern bool group_reslot(Subscription *subscription);
 
