@@ -128,6 +128,13 @@ ack_decide(Subscription *subscription, const int64 *positions, int count, int64 
 
 	if (last <= subscription->checkpoint)
 		return 0;
+	if (done && positions == NULL && !subscription->has_failures &&
+		(found = delivered_read_count(subscription, up_to)) > 0)
+	{
+		subscription->checkpoint = up_to;
+		state_write(subscription, found);
+		return found;
+	}
 	decided = palloc(sizeof(int64) * (subscription->ndecided + MAX_DECIDED));
 	scan = subscription_scan_open(subscription, subscription->checkpoint, PG_INT64_MAX, true);
 	while (subscription_scan_next(scan, values, nulls))

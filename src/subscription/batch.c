@@ -91,15 +91,22 @@ static Statement lease_rows = {
 };
 
 /* the first row of a competing subscription, if it is not too much */
+#define FIRST_ROW \
+" WHERE b.subscription_id = $1 AND b.first_position =" \
+" (SELECT k.first_position FROM event_store.subscription_batch AS k" \
+" WHERE k.subscription_id = $1 AND k.slot = 1 AND k.consumer IS NULL" \
+" AND k.first_position >= $4 ORDER BY k.priority DESC, k.first_position LIMIT 1" \
+" FOR UPDATE SKIP LOCKED)" \
+" AND cardinality(b.positions) <= $5 RETURNING " BATCH_COLUMNS
+
 static Statement lease_first = {
 	"UPDATE event_store.subscription_batch AS b SET consumer = $2, leased_until = $3,"
-	" delivered_at = pg_catalog.clock_timestamp()"
-	" WHERE b.subscription_id = $1 AND b.first_position ="
-	" (SELECT k.first_position FROM event_store.subscription_batch AS k"
-	" WHERE k.subscription_id = $1 AND k.slot = 1 AND k.consumer IS NULL"
-	" AND k.first_position >= $4 ORDER BY k.priority DESC, k.first_position LIMIT 1"
-	" FOR UPDATE SKIP LOCKED)"
-	" AND cardinality(b.positions) <= $5 RETURNING " BATCH_COLUMNS,
+	" delivered_at = pg_catalog.clock_timestamp()" FIRST_ROW,
+	5, {INT4OID, TEXTOID, TIMESTAMPTZOID, INT8OID, INT4OID}
+};
+
+static Statement delete_first = {
+	"DELETE FROM event_store.subscription_batch AS b" FIRST_ROW,
 	5, {INT4OID, TEXTOID, TIMESTAMPTZOID, INT8OID, INT4OID}
 };
 
@@ -635,8 +642,8 @@ batch_deal_anew(Subscription *subscription, int slots)
 /*
  * Adds up to max_count queued events of some slots, which are locked, to a list:
  * in order within each slot, or of priority.  With a lease they are the
- * consumer's from now on; without one they count as delivered to this
- * transaction.
+ * consumer's from now on; at once, they are decided; otherwise they count as
+ * delivered to this transaction.
  */
 void
 batch_take(Subscription *subscription, const int *slots, int nslots, int max_count,
@@ -649,7 +656,7 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 
 	state_begin(&saved);
 	/* most often a row is what a poll wants: the one before it has dealt it so */
-	while (subscription->competing && consumer->leases && got < max_count &&
+	while (subscription->competing && (consumer->leases || consumer->at_once) && got < max_count &&
 		   delivered_count(subscription->id, DELIVERED_BATCH) == 0)
 	{
 		Datum		values[5];
@@ -662,7 +669,7 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 		values[2] = TimestampTzGetDatum(consumer->until);
 		values[3] = Int64GetDatum(subscription->oldest);
 		values[4] = Int32GetDatum(max_count - got);
-		(void) plans_execute(&lease_first, values, NULL);
+		(void) plans_execute(consumer->leases ? &lease_first : &delete_first, values, NULL);
 		batch = read_batches(context, &n);
 		if (n == 0)
 			break;
@@ -724,7 +731,7 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 				events_add(taken, events->positions[k], events->streams[k]);
 			got += count;
 			last_size = events->count;
-			if (!consumer->leases)
+			if (!consumer->leases && !consumer->at_once)
 				note_delivered(subscription->id, events, events->positions[first + count - 1]);
 			else if (first == 0 && count == events->count)
 				whole[nwhole++] = events->positions[0];
@@ -738,8 +745,9 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 						events_add(&rest, events->positions[k], events->streams[k]);
 				write_rest(subscription, &batches[i], &rest);
 				move_delivered(subscription->id, &batches[i], &rest);
-				insert_batch(subscription, batches[i].slot, batches[i].priority, events,
-							 first, count, consumer);
+				if (consumer->leases)
+					insert_batch(subscription, batches[i].slot, batches[i].priority, events,
+								 first, count, consumer);
 			}
 			MemoryContextSwitchTo(spi);
 		}
@@ -748,7 +756,7 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 			values[1] = state_int64_array(whole, nwhole);
 			values[2] = consumer_datum(consumer);
 			values[3] = TimestampTzGetDatum(consumer->until);
-			(void) plans_execute(&lease_rows, values, NULL);
+			(void) plans_execute(consumer->leases ? &lease_rows : &delete_rows, values, NULL);
 		}
 		/* rows may be small: others have dealt them for smaller polls */
 		rows = Max(1, (max_count - got) / last_size);

@@ -117,6 +117,50 @@ delivered_log(int32 subscription_id)
 	return item == NULL ? 0 : item->delivered_to;
 }
 
+/*
+ * What the last poll has read of the log, from the checkpoint on.  As long as the
+ * cursor has that version, these and no others are the open events up to there,
+ * in another transaction, too: what is settled does not change.
+ */
+static struct
+{
+	int32		subscription_id;	/* 0: nothing is known */
+	int64		version;
+	int64		checkpoint;
+	int64		to;
+	int64		count;
+}			last_read;
+
+/* A poll has delivered so many events behind a position, which are all up to another. */
+void
+delivered_read(const Subscription *subscription, int64 after, int64 to, int64 count)
+{
+	bool		goes_on = last_read.subscription_id == subscription->id &&
+		last_read.version == subscription->version &&
+		last_read.checkpoint == subscription->checkpoint && last_read.to == after;
+
+	if (subscription->ndecided > 0 || (after > subscription->checkpoint && !goes_on))
+	{
+		last_read.subscription_id = 0;
+		return;
+	}
+	last_read.count = after > subscription->checkpoint ? last_read.count + count : count;
+	last_read.subscription_id = subscription->id;
+	last_read.version = subscription->version;
+	last_read.checkpoint = subscription->checkpoint;
+	last_read.to = to;
+}
+
+/* How many events are open up to a position; 0: that is not known. */
+int64
+delivered_read_count(const Subscription *subscription, int64 to)
+{
+	return last_read.subscription_id == subscription->id &&
+		last_read.version == subscription->version &&
+		last_read.checkpoint == subscription->checkpoint &&
+		last_read.to == to && subscription->ndecided == 0 ? last_read.count : 0;
+}
+
 /* The subscriptions that anything was delivered of. */
 List *
 delivered_subscriptions(void)
@@ -165,6 +209,9 @@ xact_callback(XactEvent event, void *arg)
 		(event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE))
 		return;
 	state_forget_tries();
+	/* its version may be given to another change now */
+	if (event == XACT_EVENT_ABORT)
+		last_read.subscription_id = 0;
 	while (saved != NULL)
 		drop_saved();
 	if (items != NULL)
@@ -210,6 +257,7 @@ subxact_callback(SubXactEvent event, SubTransactionId my_subid,
 			else
 				count = 0;
 			state_forget_tries();
+			last_read.subscription_id = 0;
 			break;
 		default:
 			break;

@@ -213,20 +213,12 @@ deliver_dealt(Request *request, Subscription *subscription, const int *slots, in
 		}
 		if (parked.count > 0)
 		{
-			batch_drop_parked(subscription, &parked, &request->consumer);
+			if (!request->auto_ack)
+				batch_drop_parked(subscription, &parked, &request->consumer);
 			failure_park(subscription, &parked, NULL, false);
 		}
-		if (request->auto_ack && count > 0)
-		{
-			int64	   *positions = palloc(sizeof(int64) * count);
-
-			for (int i = 0; i < count; i++)
-				positions[i] = events[i].position;
-			qsort(positions, count, sizeof(int64), state_compare_positions);
-			breaker_succeeded(subscription,
-							  batch_settle(subscription, positions, count, 0, &request->consumer,
-										   false));
-		}
+		if (request->auto_ack)
+			breaker_succeeded(subscription, count);
 		/* of slots together, or by priority in ascending runs */
 		if (!subscription->competing)
 			qsort(events, count, sizeof(Delivery), compare_deliveries);
@@ -310,7 +302,11 @@ deliver_log(Request *request, Subscription *subscription)
 		failure_park(subscription, &parked, NULL, false);
 	}
 	if (count > 0)
+	{
 		delivered_note(subscription->id, DELIVERED_LOG, 0)->delivered_to = last;
+		if (!subscription->has_failures)
+			delivered_read(subscription, after, last, count);
+	}
 	else if (before == 0 && subscription->ndecided == 0 && last == 0 &&
 			 mark - subscription->checkpoint >= WORTH_A_WRITE && !IsolationUsesXactSnapshot())
 	{
@@ -565,7 +561,7 @@ event_store_poll(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("max_count must be positive")));
 	request.consumer.name = ack_consumer_argument(fcinfo, 2);
-	request.auto_ack = !PG_ARGISNULL(5) && PG_GETARG_BOOL(5);
+	request.consumer.at_once = request.auto_ack = !PG_ARGISNULL(5) && PG_GETARG_BOOL(5);
 	if (!PG_ARGISNULL(4))
 	{
 		request.lease = PG_GETARG_INTERVAL_P(4);

@@ -89,6 +89,7 @@ typedef struct Consumer
 	text	   *name;			/* NULL: nobody in particular */
 	bool		leases;
 	TimestampTz until;
+	bool		at_once;		/* what it gets is acknowledged as it is delivered */
 } Consumer;
 
 /* ----------------------------------------------------------------
@@ -173,6 +174,8 @@ extern void delivered_remove(Delivered *item);
 extern int	delivered_count(int32 subscription_id, DeliveredKind kind);
 extern bool delivered_any(int32 subscription_id);
 extern int64 delivered_log(int32 subscription_id);
+extern void delivered_read(const Subscription *subscription, int64 after, int64 to, int64 count);
+extern int64 delivered_read_count(const Subscription *subscription, int64 to);
 extern List *delivered_subscriptions(void);
 extern void delivered_forget(int32 subscription_id);
 extern void delivered_keep(void);
