@@ -76,6 +76,57 @@ SELECT count(*) FROM (SELECT position, lag(position) OVER (PARTITION BY stream O
 EOT
 }
 
+# One that dies after it has acknowledged some, and while another waits for it.
+foreach my $case ([ 'direct-2', 1 ], [ 'group-2', 2 ])
+{
+	my ($name, $slots) = @$case;
+	# of a group all, so that there is something to wait for
+	my $max = $slots > 1 ? 100 : 6;
+
+	$node->safe_psql('postgres', "SELECT event_store.create_subscription('$name', slots => $slots, max_attempts => 3)");
+	foreach my $death (1 .. 2)
+	{
+		my $session = EventStoreTest::Session->new($node, 'postgres');
+		my $other = EventStoreTest::Session->new($node, 'postgres');
+
+		$session->run('BEGIN');
+		my @positions = map { (split /\|/)[0] }
+		  $session->run("SELECT position FROM event_store.poll('$name', $max) ORDER BY position");
+		my $count = @positions;
+		$session->run("SELECT event_store.ack('$name', ARRAY[$positions[0]])");
+		$other->send("SELECT count(*) FROM event_store.poll('$name', 6, wait => '1 hour')");
+		$node->poll_query_until('postgres', <<"EOT");
+SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = $other->{backend}
+EOT
+		$session->quit;
+		$other->result;
+		# what had failed before and was done in that transaction was not it
+		my $tried = $count - ($death - 1);
+		query_is($node, 'postgres', "$name, death $death: all that was delivered has been tried", "$count|$tried", <<"EOT");
+SELECT count(*), count(*) FILTER (WHERE attempts = $death)
+FROM event_store.subscription_failure f JOIN event_store.subscription s ON s.id = f.subscription_id
+WHERE s.name = '$name' AND attempts > 0
+EOT
+		$other->quit;
+	}
+	# from now on each comes alone; what is done is not what it dies of
+	my $session = EventStoreTest::Session->new($node, 'postgres');
+	$session->run('BEGIN');
+	my @alone;
+	foreach my $n (1 .. 3)
+	{
+		my @positions = $session->run("SELECT position FROM event_store.poll('$name', 6)");
+		push @alone, @positions;
+		is(scalar @positions, 1, "$name: one comes alone");
+		$session->run("SELECT event_store.ack('$name', ARRAY[$positions[0]])") if $n < 3;
+	}
+	is(scalar(my @none = $session->run("SELECT position FROM event_store.poll('$name', 6)")), 0,
+		"$name: and nothing with it");
+	$session->quit;
+	query_is($node, 'postgres', "$name: only the last one is dead", $alone[2],
+		"SELECT string_agg(position::text, ',') FROM event_store.dead_letters('$name')");
+}
+
 # who ends well, or is ended by an administrator, has not died of an event
 $node->safe_psql('postgres', q(SELECT event_store.create_subscription('calm')));
 my $session = EventStoreTest::Session->new($node, 'postgres');

@@ -9,6 +9,7 @@
 #include "postgres.h"
 
 #include "common/plans.h"
+#include "jit/jit.h"
 #include "optimizer/cost.h"
 #include "utils/guc.h"
 
@@ -43,6 +44,7 @@ plans_execute(Statement *statement, Datum *values, const char *nulls)
 	bool		seqscan = enable_seqscan;
 	bool		bitmapscan = enable_bitmapscan;
 	bool		sort = enable_sort;
+	bool		jit = jit_enabled;
 	volatile int result = 0;
 
 	if (statement->plan == NULL)
@@ -55,8 +57,12 @@ plans_execute(Statement *statement, Datum *values, const char *nulls)
 		SPI_keepplan(plan);
 		statement->plan = plan;
 	}
-	/* for the planner, if it is called; a setting by set_config_option() costs more */
-	enable_seqscan = enable_bitmapscan = enable_sort = false;
+	/*
+	 * For the planner, if it is called; a setting by set_config_option() costs more.
+	 * What must be done without an index all the same looks too dear then not to be
+	 * compiled.
+	 */
+	enable_seqscan = enable_bitmapscan = enable_sort = jit_enabled = false;
 	PG_TRY();
 	{
 		result = SPI_execute_plan(statement->plan, values, nulls, false, 0);
@@ -66,6 +72,7 @@ plans_execute(Statement *statement, Datum *values, const char *nulls)
 		enable_seqscan = seqscan;
 		enable_bitmapscan = bitmapscan;
 		enable_sort = sort;
+		jit_enabled = jit;
 	}
 	PG_END_TRY();
 	if (result < 0)

@@ -32,6 +32,9 @@ PG_FUNCTION_INFO_V1(event_store_nack);
 PG_FUNCTION_INFO_V1(event_store_heartbeat);
 PG_FUNCTION_INFO_V1(event_store_leave);
 
+/* a time that is given, at most */
+#define MAX_SECONDS			(100 * 366 * 86400.0)
+
 /* bytes of an error that are kept */
 #define MAX_ERROR_BYTES		10000
 
@@ -86,20 +89,22 @@ ack_consumer_argument(FunctionCallInfo fcinfo, int n)
 	return name;
 }
 
-/* A length of time that is neither negative nor without end. */
+/* A length of time, of a hundred years at most. */
 void
-ack_check_interval(const char *what, const Interval *interval, bool may_be_zero)
+ack_check_interval(const char *what, const Interval *interval, AtLeast low)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz then = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-															   TimestampTzGetDatum(now),
-															   IntervalPGetDatum(unconstify(Interval *, interval))));
+	double		seconds = interval->time / (double) USECS_PER_SEC + interval->day * 86400.0 +
+		interval->month * 30 * 86400.0;
 
-	if (then < now || (then == now && !may_be_zero) || TIMESTAMP_NOT_FINITE(then))
+	if (low != AT_LEAST_ANY && (seconds < 0 || (seconds == 0 && low == AT_LEAST_MORE)))
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-				 may_be_zero ? errmsg("%s must not be negative", what) :
+				 low == AT_LEAST_ZERO ? errmsg("%s must not be negative", what) :
 				 errmsg("%s must be positive", what)));
+	if (seconds > MAX_SECONDS)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("%s must not be longer than 100 years", what)));
 }
 
 /*
@@ -246,6 +251,8 @@ acknowledge(FunctionCallInfo fcinfo, text *name, const int64 *positions, int cou
 		done += in_log;
 	}
 	done += failures;
+	if (done > 0)
+		batch_renew(&subscription, &consumer);
 	breaker_succeeded(&subscription, done);
 	return done;
 }
@@ -409,7 +416,7 @@ event_store_nack(PG_FUNCTION_ARGS)
 		error[pg_mbcliplen(error, strlen(error), MAX_ERROR_BYTES)] = '\0';
 	retry_after = PG_ARGISNULL(3) ? NULL : PG_GETARG_INTERVAL_P(3);
 	if (retry_after != NULL)
-		ack_check_interval("retry_after", retry_after, true);
+		ack_check_interval("retry_after", retry_after, AT_LEAST_ZERO);
 	consumer.name = ack_consumer_argument(fcinfo, 4);
 	(void) state_read(name, STATE_LOCK, &subscription);
 	wake_at_end();
@@ -425,6 +432,8 @@ event_store_nack(PG_FUNCTION_ARGS)
 		state_read_again(&subscription);
 	}
 	result = nack(&subscription, position, error, retry_after, &consumer);
+	if (result != NULL)
+		batch_renew(&subscription, &consumer);
 	if (result == NULL)
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(result);
@@ -461,7 +470,7 @@ event_store_heartbeat(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("lease must not be NULL")));
-	ack_check_interval("lease", PG_GETARG_INTERVAL_P(2), false);
+	ack_check_interval("lease", PG_GETARG_INTERVAL_P(2), AT_LEAST_MORE);
 	(void) state_read(name, STATE_LOOK, &subscription);
 	PG_RETURN_BOOL(group_heartbeat(&subscription, &consumer, PG_GETARG_INTERVAL_P(2)));
 }

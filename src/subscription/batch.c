@@ -55,11 +55,11 @@ typedef struct Batch
 
 static Statement insert = {
 	"INSERT INTO event_store.subscription_batch (subscription_id, slot, priority, first_position,"
-	" last_position, positions, streams, consumer, delivered_at, leased_until)"
+	" last_position, positions, streams, consumer, delivered_at, leased_until, lease)"
 	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8,"
-	" CASE WHEN $8 IS NOT NULL THEN pg_catalog.clock_timestamp() END, $9)",
-	9, {INT4OID, INT4OID, INT4OID, INT8OID, INT8OID, INT8ARRAYOID, INT8ARRAYOID, TEXTOID,
-	TIMESTAMPTZOID}
+	" CASE WHEN $8 IS NOT NULL THEN pg_catalog.clock_timestamp() END, $9, $10)",
+	10, {INT4OID, INT4OID, INT4OID, INT8OID, INT8OID, INT8ARRAYOID, INT8ARRAYOID, TEXTOID,
+	TIMESTAMPTZOID, INTERVALOID}
 };
 
 #define BATCH_COLUMNS \
@@ -84,10 +84,10 @@ static Statement queued_for_anyone = {
 };
 
 static Statement lease_rows = {
-	"UPDATE event_store.subscription_batch AS b SET consumer = $3, leased_until = $4,"
+	"UPDATE event_store.subscription_batch AS b SET consumer = $3, leased_until = $4, lease = $5,"
 	" delivered_at = pg_catalog.clock_timestamp()"
 	" WHERE b.subscription_id = $1 AND b.first_position = ANY ($2)",
-	4, {INT4OID, INT8ARRAYOID, TEXTOID, TIMESTAMPTZOID}
+	5, {INT4OID, INT8ARRAYOID, TEXTOID, TIMESTAMPTZOID, INTERVALOID}
 };
 
 /* the first row of a competing subscription, if it is not too much */
@@ -100,9 +100,9 @@ static Statement lease_rows = {
 " AND cardinality(b.positions) <= $5 RETURNING " BATCH_COLUMNS
 
 static Statement lease_first = {
-	"UPDATE event_store.subscription_batch AS b SET consumer = $2, leased_until = $3,"
+	"UPDATE event_store.subscription_batch AS b SET consumer = $2, leased_until = $3, lease = $6,"
 	" delivered_at = pg_catalog.clock_timestamp()" FIRST_ROW,
-	5, {INT4OID, TEXTOID, TIMESTAMPTZOID, INT8OID, INT4OID}
+	6, {INT4OID, TEXTOID, TIMESTAMPTZOID, INT8OID, INT4OID, INTERVALOID}
 };
 
 static Statement delete_first = {
@@ -110,12 +110,9 @@ static Statement delete_first = {
 	5, {INT4OID, TEXTOID, TIMESTAMPTZOID, INT8OID, INT4OID}
 };
 
-/* who decides some of what it has is still at the rest */
 static Statement shorten_row = {
 	"UPDATE event_store.subscription_batch AS b SET first_position = $3, last_position = $4,"
-	" positions = $5, streams = $6, leased_until = greatest(b.leased_until,"
-	" pg_catalog.clock_timestamp() + (SELECT c.lease FROM event_store.subscription_consumer AS c"
-	" WHERE c.subscription_id = $1 AND c.consumer = b.consumer))"
+	" positions = $5, streams = $6"
 	" WHERE b.subscription_id = $1 AND b.first_position = $2",
 	6, {INT4OID, INT8OID, INT8OID, INT8OID, INT8ARRAYOID, INT8ARRAYOID}
 };
@@ -150,13 +147,6 @@ static Statement rows_by_key = {
 	2, {INT4OID, INT8ARRAYOID}
 };
 
-static Statement rows_left = {
-	"SELECT " BATCH_COLUMNS " FROM event_store.subscription_batch AS b"
-	" WHERE b.subscription_id = $1 AND b.first_position = ANY ($2) AND b.consumer IS NULL"
-	" ORDER BY b.first_position FOR UPDATE SKIP LOCKED",
-	2, {INT4OID, INT8ARRAYOID}
-};
-
 /* Queued ones that have any of some positions. */
 static Statement rows_by_positions = {
 	"SELECT " BATCH_COLUMNS " FROM event_store.subscription_batch AS b"
@@ -166,12 +156,28 @@ static Statement rows_by_positions = {
 	5, {INT4OID, INT8ARRAYOID, INT8OID, INT8OID, INT8OID}
 };
 
+static Statement leased_of_stream = {
+	"SELECT " BATCH_COLUMNS " FROM event_store.subscription_batch AS b"
+	" WHERE b.subscription_id = $1 AND b.consumer IS NOT NULL AND b.slot = $2"
+	" AND $3 = ANY (b.streams) AND b.first_position >= $4"
+	" ORDER BY b.first_position FOR UPDATE",
+	4, {INT4OID, INT4OID, INT8OID, INT8OID}
+};
+
 static Statement queued_of_stream = {
 	"SELECT " BATCH_COLUMNS " FROM event_store.subscription_batch AS b"
 	" WHERE b.subscription_id = $1 AND b.consumer IS NULL AND b.slot = $2 AND b.priority = 0"
 	" AND b.first_position < $3 AND $4 = ANY (b.streams) AND b.first_position >= $5"
 	" ORDER BY b.first_position FOR UPDATE",
 	5, {INT4OID, INT4OID, INT8OID, INT8OID, INT8OID}
+};
+
+static Statement rows_left = {
+	"SELECT " BATCH_COLUMNS " FROM event_store.subscription_batch AS b"
+	" WHERE b.subscription_id = $1 AND b.consumer IS NULL"
+	" AND b.first_position <= $4 AND b.last_position >= $3 AND b.positions && $2"
+	" AND b.first_position >= $5 ORDER BY b.first_position FOR UPDATE SKIP LOCKED",
+	5, {INT4OID, INT8ARRAYOID, INT8OID, INT8OID, INT8OID}
 };
 
 static Statement slots_of_queued = {
@@ -251,22 +257,26 @@ static Statement leased_count = {
 /* what is over stays so; what a transaction of the consumer's own is at is not waited for */
 static Statement extend_batches = {
 	"UPDATE event_store.subscription_batch AS b"
-	" SET leased_until = greatest(b.leased_until, pg_catalog.clock_timestamp() + $4)"
+	" SET leased_until = greatest(b.leased_until, pg_catalog.clock_timestamp() + coalesce($4, b.lease))"
 	" WHERE b.subscription_id = $1 AND b.first_position IN (SELECT k.first_position"
 	" FROM event_store.subscription_batch AS k WHERE k.subscription_id = $1"
-	" AND k.first_position >= $3 AND k.consumer = $2"
-	" AND k.leased_until > pg_catalog.clock_timestamp() FOR UPDATE SKIP LOCKED)",
+	" AND k.first_position >= $3 AND k.consumer IS NOT NULL AND k.consumer = $2"
+	" AND k.leased_until > pg_catalog.clock_timestamp()"
+	" AND ($4 IS NOT NULL OR k.leased_until < pg_catalog.clock_timestamp() + k.lease * 0.75)"
+	" FOR UPDATE SKIP LOCKED)",
 	4, {INT4OID, TEXTOID, INT8OID, INTERVALOID}
 };
 
 static Statement extend_failures = {
 	"UPDATE event_store.subscription_failure AS f"
-	" SET leased_until = greatest(f.leased_until, pg_catalog.clock_timestamp() + $4),"
-	" due = greatest(f.leased_until, pg_catalog.clock_timestamp() + $4)"
+	" SET leased_until = greatest(f.leased_until, pg_catalog.clock_timestamp() + coalesce($4, f.lease)),"
+	" due = greatest(f.leased_until, pg_catalog.clock_timestamp() + coalesce($4, f.lease))"
 	" WHERE f.subscription_id = $1 AND f.position IN (SELECT k.position"
 	" FROM event_store.subscription_failure AS k WHERE k.subscription_id = $1"
 	" AND k.due IS NOT NULL AND k.consumer = $2 AND $3 IS NOT NULL"
-	" AND k.leased_until > pg_catalog.clock_timestamp() FOR UPDATE SKIP LOCKED)",
+	" AND k.leased_until > pg_catalog.clock_timestamp()"
+	" AND ($4 IS NOT NULL OR k.leased_until < pg_catalog.clock_timestamp() + k.lease * 0.75)"
+	" FOR UPDATE SKIP LOCKED)",
 	4, {INT4OID, TEXTOID, INT8OID, INTERVALOID}
 };
 
@@ -342,8 +352,8 @@ static void
 insert_batch(const Subscription *subscription, int slot, int priority,
 			 const EventList *events, int first, int count, const Consumer *consumer)
 {
-	Datum		values[9];
-	char		nulls[10] = "         ";
+	Datum		values[10];
+	char		nulls[11] = "          ";
 
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = Int32GetDatum(slot);
@@ -356,11 +366,13 @@ insert_batch(const Subscription *subscription, int slot, int priority,
 	{
 		values[7] = consumer_datum(consumer);
 		values[8] = TimestampTzGetDatum(consumer->until);
+		values[9] = IntervalPGetDatum(unconstify(Interval *, consumer->lease));
+		nulls[9] = consumer->lease == NULL ? 'n' : ' ';
 	}
 	else
 	{
-		values[7] = values[8] = (Datum) 0;
-		nulls[7] = nulls[8] = 'n';
+		values[7] = values[8] = values[9] = (Datum) 0;
+		nulls[7] = nulls[8] = nulls[9] = 'n';
 	}
 	(void) plans_execute(&insert, values, nulls);
 }
@@ -659,7 +671,7 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 	while (subscription->competing && (consumer->leases || consumer->at_once) && got < max_count &&
 		   delivered_count(subscription->id, DELIVERED_BATCH) == 0)
 	{
-		Datum		values[5];
+		Datum		values[6];
 		MemoryContext spi;
 		Batch	   *batch;
 		int			n;
@@ -669,6 +681,7 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 		values[2] = TimestampTzGetDatum(consumer->until);
 		values[3] = Int64GetDatum(subscription->oldest);
 		values[4] = Int32GetDatum(max_count - got);
+		values[5] = IntervalPGetDatum(unconstify(Interval *, consumer->lease));
 		(void) plans_execute(consumer->leases ? &lease_first : &delete_first, values, NULL);
 		batch = read_batches(context, &n);
 		if (n == 0)
@@ -732,7 +745,13 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 			got += count;
 			last_size = events->count;
 			if (!consumer->leases && !consumer->at_once)
+			{
 				note_delivered(subscription->id, events, events->positions[first + count - 1]);
+				for (int k = first; k < first + count; k++)
+					delivered_give(subscription->id,
+								   subscription->competing ? -1 : batches[i].slot,
+								   events->positions[k]);
+			}
 			else if (first == 0 && count == events->count)
 				whole[nwhole++] = events->positions[0];
 			else
@@ -756,6 +775,7 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 			values[1] = state_int64_array(whole, nwhole);
 			values[2] = consumer_datum(consumer);
 			values[3] = TimestampTzGetDatum(consumer->until);
+			values[4] = IntervalPGetDatum(unconstify(Interval *, consumer->lease));
 			(void) plans_execute(consumer->leases ? &lease_rows : &delete_rows, values, NULL);
 		}
 		/* rows may be small: others have dealt them for smaller polls */
@@ -910,8 +930,11 @@ batch_settle(Subscription *subscription, const int64 *positions, int count, int6
 		(void) plans_execute(&leased_rows, values, NULL);
 		found += settle_rows(subscription, context, positions, count, up_to, done);
 	}
-	/* what is queued is open, though it was not delivered to this transaction */
-	if (positions != NULL && found < count)
+	/*
+	 * What is queued is open, though it was not delivered to this transaction; but
+	 * who has a name means what it was given.
+	 */
+	if (positions != NULL && consumer->name == NULL && found < count)
 	{
 		values[1] = state_int64_array(positions, count);
 		values[2] = Int64GetDatum(low);
@@ -946,6 +969,18 @@ batch_slot_of(Subscription *subscription, int64 position, const Consumer *consum
 	return slot;
 }
 
+/* Was an event of a row delivered to this transaction? */
+static bool
+in_hand(int32 subscription_id, int64 position)
+{
+	Delivered  *d = NULL;
+
+	while ((d = delivered_next(d, subscription_id, DELIVERED_BATCH)) != NULL)
+		if (d->position <= position && position <= d->delivered_to)
+			return true;
+	return false;
+}
+
 /*
  * Takes an event out, which has failed: of what was delivered to this transaction,
  * of what the consumer has under a lease, or of what is queued, in a slot that is
@@ -970,6 +1005,9 @@ batch_remove(Subscription *subscription, int64 position, const Consumer *consume
 		MemoryContext spi;
 		int			n;
 
+		/* who has a name means what it was given */
+		if (round == 1 && consumer->name != NULL && !in_hand(subscription->id, position))
+			break;
 		values[1] = round == 0 ? consumer_datum(consumer) : state_int64_array(&position, 1);
 		(void) plans_execute(round == 0 ? &leased_rows : &rows_by_positions, values, NULL);
 		batches = read_batches(context, &n);
@@ -1041,10 +1079,10 @@ batch_park_stream(Subscription *subscription, int64 stream, int64 position)
 		}
 		else
 		{
-			values[1] = (Datum) 0;
-			values[2] = Int64GetDatum(0);
-			values[3] = Int64GetDatum(PG_INT64_MAX);
-			(void) plans_execute(&leased_rows, values, " n   ");
+			values[1] = Int32GetDatum(state_slot_of(subscription, stream));
+			values[2] = Int64GetDatum(stream);
+			values[3] = Int64GetDatum(subscription->oldest);
+			(void) plans_execute(&leased_of_stream, values, NULL);
 		}
 		batches = read_batches(context, &n);
 		spi = MemoryContextSwitchTo(context);
@@ -1178,6 +1216,27 @@ batch_leased(Subscription *subscription, text *consumer)
 	return count;
 }
 
+/* A consumer has decided something: it is at the rest of what it has. */
+void
+batch_renew(Subscription *subscription, const Consumer *consumer)
+{
+	Datum		values[4];
+	OwnerSwitch saved;
+
+	if (consumer->name == NULL || !(subscription->has_batches || subscription->has_failures))
+		return;
+	values[0] = Int32GetDatum(subscription->id);
+	values[1] = consumer_datum(consumer);
+	values[2] = Int64GetDatum(subscription->oldest);
+	values[3] = (Datum) 0;
+	state_begin(&saved);
+	if (subscription->has_batches)
+		(void) plans_execute(&extend_batches, values, "   n");
+	if (subscription->has_failures)
+		(void) plans_execute(&extend_failures, values, "   n");
+	state_end(&saved);
+}
+
 /* A consumer is at what it has: its leases last until then. */
 void
 batch_extend(Subscription *subscription, const Consumer *consumer, const Interval *lease)
@@ -1248,36 +1307,37 @@ batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *le
 }
 
 /*
- * The session ends in the middle of a transaction: takes out of rows what was
+ * The session ends in the middle of a transaction: takes out of queued rows what was
  * delivered to it, as far as nobody else has it by now.
  */
 void
-batch_give_up(Subscription *subscription, EventList *events)
+batch_give_up(Subscription *subscription, const int64 *positions, int count, EventList *events)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Datum		values[2];
+	Datum		values[5];
 	OwnerSwitch saved;
 	Batch	   *batches;
 	int			n;
 
 	state_begin(&saved);
 	values[0] = Int32GetDatum(subscription->id);
-	values[1] = delivered_keys(subscription->id, false, &n);
+	values[1] = state_int64_array(positions, count);
+	values[2] = Int64GetDatum(positions[0]);
+	values[3] = Int64GetDatum(positions[count - 1]);
+	values[4] = Int64GetDatum(subscription->oldest);
 	(void) plans_execute(&rows_left, values, NULL);
 	batches = read_batches(context, &n);
 	MemoryContextSwitchTo(context);
 	for (int i = 0; i < n; i++)
 	{
 		EventList  *row = &batches[i].events;
-		Delivered  *d = find_delivered(subscription->id, row->positions[0]);
-		int64		delivered_to = d == NULL ? 0 : d->delivered_to;
 		EventList	rest = {0};
 
 		if (!subscription->competing && !state_is_direct(subscription) &&
 			!state_lock_part(subscription, LOCK_SLOT + batches[i].slot, false))
 			continue;
 		for (int k = 0; k < row->count; k++)
-			events_add(row->positions[k] <= delivered_to ? events : &rest,
+			events_add(positions_contain(positions, count, row->positions[k]) ? events : &rest,
 					   row->positions[k], row->streams[k]);
 		write_rest(subscription, &batches[i], &rest);
 	}

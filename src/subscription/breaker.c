@@ -63,7 +63,9 @@ static Statement change = {
 static Statement succeeded = {
 	"UPDATE event_store.subscription_breaker AS b"
 	" SET probes_left = greatest(b.probes_left - $2, 0)"
-	" WHERE b.subscription_id = $1 AND b.state = 'half-open' RETURNING b.probes_left",
+	" WHERE b.subscription_id IN (SELECT k.subscription_id FROM event_store.subscription_breaker AS k"
+	" WHERE k.subscription_id = $1 AND k.state = 'half-open' FOR UPDATE SKIP LOCKED)"
+	" RETURNING b.probes_left",
 	2, {INT4OID, INT8OID}
 };
 

@@ -32,6 +32,14 @@ static int	room = 0;
 static Saved *saved = NULL;
 static bool kept = false;
 
+/*
+ * What it is held to have tried if it dies: all that was ever delivered to it of
+ * rows, decided or not, for its end makes that undone.
+ */
+static Given *given = NULL;
+static int	ngiven = 0;
+static int	given_room = 0;
+
 /* The next item after one (NULL: the first) of a subscription and kind. */
 Delivered *
 delivered_next(Delivered *after, int32 subscription_id, DeliveredKind kind)
@@ -169,6 +177,8 @@ delivered_subscriptions(void)
 
 	for (int i = 0; i < count; i++)
 		ids = list_append_unique_int(ids, items[i].subscription_id);
+	for (int i = 0; i < ngiven; i++)
+		ids = list_append_unique_int(ids, given[i].subscription_id);
 	return ids;
 }
 
@@ -182,6 +192,31 @@ delivered_forget(int32 subscription_id)
 		if (items[i].subscription_id != subscription_id)
 			items[n++] = items[i];
 	count = n;
+}
+
+void
+delivered_give(int32 subscription_id, int slot, int64 position)
+{
+	if (ngiven == MAX_GIVEN)
+		return;
+	if (ngiven == given_room)
+	{
+		given_room = Max(given_room * 2, 64);
+		if (given == NULL)
+			given = MemoryContextAlloc(TopMemoryContext, sizeof(Given) * given_room);
+		else
+			given = repalloc(given, sizeof(Given) * given_room);
+	}
+	given[ngiven].subscription_id = subscription_id;
+	given[ngiven].slot = slot;
+	given[ngiven++].position = position;
+}
+
+int
+delivered_given(const Given **list)
+{
+	*list = given;
+	return ngiven;
 }
 
 /* The end of the transaction does not make it forgotten: the session ends, too. */
@@ -218,6 +253,10 @@ xact_callback(XactEvent event, void *arg)
 		pfree(items);
 	items = NULL;
 	count = room = 0;
+	if (given != NULL)
+		pfree(given);
+	given = NULL;
+	ngiven = given_room = 0;
 }
 
 static void

@@ -136,12 +136,15 @@ static Statement set_due = {
 " AND f.consumer IS NULL AND NOT f.dead AND f.position <> ALL ($3)" \
 " ORDER BY 5 DESC, f.due, f.position LIMIT $4"
 
-static Statement take_in_order = {
+static Statement take = {
 	TAKE, 5, {INT4OID, INT4ARRAYOID, INT8ARRAYOID, INT8OID, INT4OID}
 };
 
-static Statement take_for_anyone = {
-	TAKE " FOR UPDATE SKIP LOCKED", 5, {INT4OID, INT4ARRAYOID, INT8ARRAYOID, INT8OID, INT4OID}
+static Statement lock_one = {
+	"SELECT FROM event_store.subscription_failure AS f"
+	" WHERE f.subscription_id = $1 AND f.position = $2 AND f.consumer IS NULL AND NOT f.dead"
+	" AND f.due <= pg_catalog.clock_timestamp() FOR UPDATE SKIP LOCKED",
+	2, {INT4OID, INT8OID}
 };
 
 static Statement has_suspect = {
@@ -164,9 +167,9 @@ static Statement behind = {
 };
 
 static Statement lease = {
-	"UPDATE event_store.subscription_failure AS f SET consumer = $3, leased_until = $4, due = $4"
-	" WHERE f.subscription_id = $1 AND f.position = ANY ($2)",
-	4, {INT4OID, INT8ARRAYOID, TEXTOID, TIMESTAMPTZOID}
+	"UPDATE event_store.subscription_failure AS f SET consumer = $3, leased_until = $4, due = $4,"
+	" lease = $5 WHERE f.subscription_id = $1 AND f.position = ANY ($2)",
+	5, {INT4OID, INT8ARRAYOID, TEXTOID, TIMESTAMPTZOID, INTERVALOID}
 };
 
 /*
@@ -185,7 +188,7 @@ static Statement settle = {
 	" AND NOT (e.position = ANY ($2) AND NOT e.dead AND e.consumer IS NULL"
 	" AND (e.due IS NULL OR e.due <= pg_catalog.clock_timestamp()))))"
 	" ELSE f.consumer = $3 END"
-	" RETURNING f.stream_id",
+	" RETURNING f.stream_id, f.position",
 	4, {INT4OID, INT8ARRAYOID, TEXTOID, INT8ARRAYOID}
 };
 
@@ -194,7 +197,7 @@ static Statement settle_up_to = {
 	" AND f.position <= $2 AND NOT f.dead"
 	" AND CASE WHEN f.consumer IS NULL THEN f.position = ANY ($4)"
 	" ELSE f.consumer = $3 AND $3 <> '' END"
-	" RETURNING f.stream_id",
+	" RETURNING f.stream_id, f.position",
 	4, {INT4OID, INT8OID, TEXTOID, INT8ARRAYOID}
 };
 
@@ -210,20 +213,25 @@ static Statement slots_of_positions = {
 static Statement next_due = {
 	"SELECT least("
 	"(SELECT min(f.due) FROM event_store.subscription_failure AS f"
-	" WHERE f.subscription_id = $1 AND f.due IS NOT NULL),"
+	" WHERE f.subscription_id = $1 AND f.due > pg_catalog.clock_timestamp()),"
 	" (SELECT min(b.leased_until) FROM event_store.subscription_batch AS b"
-	" WHERE b.subscription_id = $1 AND b.first_position >= $2 AND b.consumer IS NOT NULL)),"
+	" WHERE b.subscription_id = $1 AND b.first_position >= $2 AND b.consumer IS NOT NULL"
+	" AND b.leased_until > pg_catalog.clock_timestamp())),"
 	" EXISTS (SELECT FROM event_store.subscription_batch AS b"
-	" WHERE b.subscription_id = $1 AND b.first_position >= $2 AND b.consumer IS NULL)",
+	" WHERE b.subscription_id = $1 AND b.first_position >= $2"
+	" AND (b.consumer IS NULL OR b.leased_until <= pg_catalog.clock_timestamp()))"
+	" OR EXISTS (SELECT FROM event_store.subscription_failure AS f"
+	" WHERE f.subscription_id = $1 AND f.due <= pg_catalog.clock_timestamp())",
 	2, {INT4OID, INT8OID}
 };
 
 #define RECLAIM(locked) \
 	"UPDATE event_store.subscription_failure AS f SET consumer = NULL, leased_until = NULL," \
 	" suspect = f.suspect OR $3 IS NULL," \
-	" attempts = CASE WHEN $3 IS NOT NULL THEN f.attempts WHEN " IS_ALONE("$4") " THEN f.attempts + 1" \
+	" attempts = CASE WHEN $3 IS NOT NULL THEN f.attempts" \
+	" WHEN $7 AND " IS_ALONE("$4") " THEN f.attempts + 1" \
 	" ELSE greatest(f.attempts, least(f.attempts + 1, $4 - 1)) END," \
-	" dead = $3 IS NULL AND " IS_ALONE("$4") " AND f.attempts + 1 >= $4," \
+	" dead = $3 IS NULL AND $7 AND " IS_ALONE("$4") " AND f.attempts + 1 >= $4," \
 	" due = NULL, retry_at = NULL, failed_by = f.consumer," \
 	" error = CASE WHEN $3 IS NULL THEN 'the consumer fell silent' ELSE f.error END," \
 	" first_failed_at = CASE WHEN $3 IS NULL" \
@@ -240,11 +248,11 @@ static Statement next_due = {
 	" RETURNING f.stream_id, f.dead"
 
 static Statement reclaim = {
-	RECLAIM(" SKIP LOCKED"), 6, {INT4OID, INT4ARRAYOID, TEXTOID, INT4OID, INT8ARRAYOID, BOOLOID}
+	RECLAIM(" SKIP LOCKED"), 7, {INT4OID, INT4ARRAYOID, TEXTOID, INT4OID, INT8ARRAYOID, BOOLOID, BOOLOID}
 };
 
 static Statement reclaim_of_leaver = {
-	RECLAIM(""), 6, {INT4OID, INT4ARRAYOID, TEXTOID, INT4OID, INT8ARRAYOID, BOOLOID}
+	RECLAIM(""), 7, {INT4OID, INT4ARRAYOID, TEXTOID, INT4OID, INT8ARRAYOID, BOOLOID, BOOLOID}
 };
 
 static Statement take_back = {
@@ -587,11 +595,11 @@ failure_take_back(Subscription *subscription, const EventList *events, bool sile
  */
 static void
 reclaim_failed(Subscription *subscription, const int *slots, int nslots, text *leaving,
-			   bool given_up, bool all)
+			   bool given_up, bool all, bool alone)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Datum		values[6];
-	char		nulls[7] = "      ";
+	Datum		values[7];
+	char		nulls[8] = "       ";
 	OwnerSwitch saved;
 	uint64		n;
 	int64	   *streams;
@@ -605,6 +613,7 @@ reclaim_failed(Subscription *subscription, const int *slots, int nslots, text *l
 	values[4] = given_up ? delivered_positions(subscription->id) : (Datum) 0;
 	nulls[4] = given_up ? ' ' : 'n';
 	values[5] = BoolGetDatum(all);
+	values[6] = BoolGetDatum(alone);
 	state_begin(&saved);
 	n = plans_execute(leaving == NULL ? &reclaim : &reclaim_of_leaver, values, nulls);
 	streams = MemoryContextAlloc(context, sizeof(int64) * Max(n, 1));
@@ -628,12 +637,15 @@ reclaim_failed(Subscription *subscription, const int *slots, int nslots, text *l
 void
 failure_reclaim(Subscription *subscription, const int *slots, int nslots, text *leaving, bool all)
 {
-	reclaim_failed(subscription, slots, nslots, leaving, false, all);
+	reclaim_failed(subscription, slots, nslots, leaving, false, all, true);
 }
 
-/* What was delivered to this transaction, whose session ends; returns how much. */
+/*
+ * What was delivered to this transaction, and not decided, whose session ends; others:
+ * it had so many other events.  Returns how many there are.
+ */
 int
-failure_give_up(Subscription *subscription)
+failure_give_up(Subscription *subscription, int others)
 {
 	int		   *slots = palloc(sizeof(int) * subscription->slots);
 	int			nslots = 0;
@@ -645,7 +657,7 @@ failure_give_up(Subscription *subscription)
 		if (subscription->competing || state_is_direct(subscription) ||
 			state_lock_part(subscription, LOCK_SLOT + slot, false))
 			slots[nslots++] = slot;
-	reclaim_failed(subscription, slots, nslots, NULL, true, false);
+	reclaim_failed(subscription, slots, nslots, NULL, true, false, count + others == 1);
 	return count;
 }
 
@@ -672,6 +684,7 @@ failure_take(Subscription *subscription, const int *slots, int nslots, int max_c
 	int			room = Min(max_count, 10000);
 	int64	   *positions;
 	int64	   *streams = palloc(sizeof(int64) * room);
+	bool		no_suspects = false;
 
 	*alone = false;
 	*retries = palloc(sizeof(Retry) * room);
@@ -681,19 +694,28 @@ failure_take(Subscription *subscription, const int *slots, int nslots, int max_c
 	values[3] = Int64GetDatum(room);
 	values[4] = Int32GetDatum(subscription->max_attempts);
 	state_begin(&saved);
-	if (consumer->name != NULL)
+	/* nor does a transaction that has one */
+	for (Delivered *item = NULL;
+		 (item = delivered_next(item, subscription->id, DELIVERED_FAILURE)) != NULL;)
+		*alone |= item->alone;
+	if (!*alone && (consumer->name != NULL || consumer->leases))
 	{
 		Datum		keys[3];
 
 		/* who has a suspect in hand gets nothing else with it */
 		keys[0] = Int32GetDatum(subscription->id);
-		keys[1] = PointerGetDatum(consumer->name);
+		keys[1] = consumer_datum(consumer);
 		keys[2] = Int32GetDatum(subscription->max_attempts);
-		*alone = plans_execute(&has_suspect, keys, NULL) > 0;
+		if (plans_execute(&has_suspect, keys, NULL) > 0)
+		{
+			/* those without a name are many, so they only get no other suspect */
+			if (consumer->name != NULL)
+				*alone = true;
+			else
+				no_suspects = true;
+		}
 	}
-	found = *alone ? 0 :
-		(int) plans_execute(subscription->competing ? &take_for_anyone : &take_in_order,
-							values, NULL);
+	found = *alone ? 0 : (int) plans_execute(&take, values, NULL);
 	table = SPI_tuptable;
 	for (int i = 0; i < found && count < room; i++)
 	{
@@ -705,11 +727,22 @@ failure_take(Subscription *subscription, const int *slots, int nslots, int max_c
 		bool		suspect = DatumGetBool(SPI_getbinval(row, table->tupdesc, 4, &isnull));
 		bool		by_itself = DatumGetBool(SPI_getbinval(row, table->tupdesc, 5, &isnull));
 
+		if (by_itself && no_suspects)
+			continue;
 		/* and who has anything else in hand is to be rid of that first */
-		if (by_itself && consumer->name != NULL && batch_leased(subscription, consumer->name) > 0)
+		if (by_itself &&
+			(delivered_any(subscription->id) ||
+			 (consumer->name != NULL && batch_leased(subscription, consumer->name) > 0)))
 		{
 			*alone = true;
 			break;
+		}
+		/* without an order others may have taken it just now */
+		if (subscription->competing)
+		{
+			values[1] = Int64GetDatum(position);
+			if (plans_execute(&lock_one, values, NULL) == 0)
+				continue;
 		}
 		(*retries)[count].position = position;
 		streams[count] = stream;
@@ -748,13 +781,18 @@ failure_take(Subscription *subscription, const int *slots, int nslots, int max_c
 		values[1] = state_int64_array(positions, count);
 		values[2] = consumer_datum(consumer);
 		values[3] = TimestampTzGetDatum(consumer->until);
+		values[4] = IntervalPGetDatum(unconstify(Interval *, consumer->lease));
 		(void) plans_execute(&lease, values, NULL);
 	}
 	state_end(&saved);
 	MemoryContextSwitchTo(context);
 	if (!consumer->leases)
 		for (int i = 0; i < count; i++)
+		{
 			note_delivered(subscription->id, (*retries)[i].position, streams[i]);
+			delivered_find(subscription->id, DELIVERED_FAILURE,
+						   (*retries)[i].position)->alone = *alone;
+		}
 	return count;
 }
 
@@ -784,6 +822,18 @@ failure_settle(Subscription *subscription, const int64 *positions, int count, in
 
 		streams[i] = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
 												 1, &isnull));
+	}
+	for (uint64 i = 0; i < n; i++)
+	{
+		bool		isnull;
+		Delivered  *item;
+
+		/* what is done is no reason to die of any more */
+		item = delivered_find(subscription->id, DELIVERED_FAILURE,
+							  DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i],
+														  SPI_tuptable->tupdesc, 2, &isnull)));
+		if (item != NULL)
+			delivered_remove(item);
 	}
 	if (!subscription->competing)
 		set_heads(subscription, streams, (int) n, false);
@@ -824,8 +874,8 @@ failure_lock_slots(Subscription *subscription, const int64 *positions, int count
 }
 
 /*
- * When something happens by itself: an event is due, or a lease ends; 0: never.
- * And is anything queued?
+ * When something will happen by itself: an event will be due, or a lease ends; 0:
+ * never.  And is anything there now, for whomever?
  */
 TimestampTz
 failure_next_due(Subscription *subscription, bool *queued)

@@ -123,12 +123,12 @@ static Statement full_slots = {
 	3, {INT4OID, INT4ARRAYOID, INT8OID}
 };
 
-/* The part of a subscription that stands for the name of a consumer. */
+/* The part of a subscription that stands for the name of a consumer; for its joining (1). */
 static int
-name_part(const text *name)
+name_part(const text *name, uint64 seed)
 {
-	uint32		hash = DatumGetUInt32(hash_any((const unsigned char *) VARDATA_ANY(name),
-											   VARSIZE_ANY_EXHDR(name)));
+	uint32		hash = (uint32) DatumGetUInt64(hash_any_extended((const unsigned char *) VARDATA_ANY(name),
+																 VARSIZE_ANY_EXHDR(name), seed));
 
 	return (int) (hash | LOCK_NAME);
 }
@@ -141,14 +141,14 @@ void
 group_be_here(const Subscription *subscription, const Consumer *consumer)
 {
 	if (consumer->name != NULL)
-		state_share_part(subscription, name_part(consumer->name));
+		state_share_part(subscription, name_part(consumer->name, 0));
 }
 
 /* Has another transaction said so of this consumer? */
 static bool
 is_here(const Subscription *subscription, const text *name)
 {
-	int			part = name_part(name);
+	int			part = name_part(name, 0);
 
 	if (!state_lock_part(subscription, part, false))
 		return true;
@@ -243,6 +243,8 @@ group_renew(Subscription *subscription, const Consumer *consumer, bool joins,
 		alive = DatumGetBool(SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &isnull)) && !isnull;
 		fresh = DatumGetBool(SPI_getbinval(row, SPI_tuptable->tupdesc, 3, &isnull));
 	}
+	else if (joins && !state_lock_part(subscription, name_part(consumer->name, 1), false))
+		fresh = true;			/* another transaction is just joining under that name */
 	else if (joins)
 	{
 		(void) plans_execute(&join, values, lease == NULL ? "  n" : NULL);
@@ -270,6 +272,12 @@ group_heartbeat(Subscription *subscription, const Consumer *consumer, const Inte
 {
 	bool		alive = group_renew(subscription, consumer, false, lease, false);
 
+	/* or one of its transactions is open */
+	if (!alive && subscription->has_consumers && is_here(subscription, consumer->name))
+	{
+		(void) group_renew(subscription, consumer, true, lease, false);
+		alive = true;
+	}
 	if (alive)
 		batch_extend(subscription, consumer, lease);
 	return alive;

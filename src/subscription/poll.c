@@ -248,11 +248,6 @@ deliver_log(Request *request, Subscription *subscription)
 	Datum		values[DE_NATTS];
 	bool		nulls[DE_NATTS];
 
-	if (at_once && after > subscription->checkpoint)
-		ereport(ERROR,
-				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-				 errmsg("events that an earlier poll of this transaction delivered are not acknowledged"),
-				 errhint("Acknowledge them first, or let that poll do it too.")));
 	nulls[DE_ATTEMPT] = nulls[DE_IS_REPLAY] = false;
 	values[DE_ATTEMPT] = Int32GetDatum(1);
 	scan = subscription_scan_open(subscription, after, PG_INT64_MAX, false);
@@ -371,6 +366,14 @@ deliver(Request *request)
 	(void) group_renew(&subscription, consumer, true, request->lease, request->waits);
 	if (subscription.paused)
 		return 0;
+	if ((request->auto_ack || consumer->leases) &&
+		(delivered_count(subscription.id, DELIVERED_BATCH) > 0 ||
+		 delivered_count(subscription.id, DELIVERED_FAILURE) > 0 ||
+		 delivered_log(subscription.id) > subscription.checkpoint))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("events that an earlier poll of this transaction delivered are not acknowledged"),
+				 errhint("Acknowledge them first, or let that poll do it too.")));
 	request->max_count = breaker_limit(&subscription, request->max_count);
 	if (request->max_count == 0)
 		return 0;
@@ -408,7 +411,9 @@ deliver(Request *request)
 			if (request->count < request->max_count && direct)
 				deliver_log(request, &subscription);
 		}
+		/* who has no slot deals nothing out */
 		if (direct || request->count >= request->max_count || deals >= DEALS ||
+			(nslots == 0 && consumer->name != NULL) ||
 			!batch_deal(&subscription, request->max_count))
 			break;
 	}
@@ -455,12 +460,8 @@ is_open(text *name, Seen *seen)
 		bool		queued;
 
 		seen->next = failure_next_due(&subscription, &queued);
-		if (queued || (seen->next != 0 && seen->next <= GetCurrentTimestamp()))
-		{
-			/* it may be others'; then there is nothing to be in time for */
-			seen->next = 0;
+		if (queued)
 			return true;
-		}
 	}
 	after = Max(subscription.checkpoint, delivered_log(subscription.id));
 	/* it was rewound, or reads something else, or has just gone on */
@@ -565,12 +566,13 @@ event_store_poll(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(4))
 	{
 		request.lease = PG_GETARG_INTERVAL_P(4);
-		ack_check_interval("lease", request.lease, false);
+		ack_check_interval("lease", request.lease, AT_LEAST_MORE);
 		if (request.auto_ack)
 			ereport(ERROR,
 					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 					 errmsg("lease and auto_ack exclude each other")));
 		request.consumer.leases = true;
+		request.consumer.lease = request.lease;
 		request.consumer.until = lease_end(request.lease);
 	}
 	InitMaterializedSRF(fcinfo, 0);
@@ -582,6 +584,7 @@ event_store_poll(PG_FUNCTION_ARGS)
 		return (Datum) 0;
 	}
 
+	ack_check_interval("wait", PG_GETARG_INTERVAL_P(3), AT_LEAST_ANY);
 	until = lease_end(PG_GETARG_INTERVAL_P(3));
 	request.waits = true;
 	if (request.consumer.name != NULL)
@@ -639,9 +642,6 @@ event_store_poll(PG_FUNCTION_ARGS)
  * ----------------------------------------------------------------
  */
 
-/* events that a session gives up at its end, at most */
-#define MAX_GIVEN_UP	10000
-
 static Statement name_of_id = {
 	"SELECT s.name FROM event_store.subscription AS s WHERE s.id = $1",
 	1, {INT4OID}
@@ -659,6 +659,10 @@ give_up(int32 id)
 	text	   *name = NULL;
 	bool		isnull;
 	int64		up_to = delivered_log(id);
+	const Given *given;
+	int			ngiven = delivered_given(&given);
+	int64	   *positions = palloc(sizeof(int64) * Max(ngiven, 1));
+	int			count = 0;
 	int			failures;
 
 	state_begin(&saved);
@@ -672,18 +676,23 @@ give_up(int32 id)
 	if (name == NULL || !state_read(name, STATE_TRY, &subscription) || subscription.id != id)
 		return;
 	wake_at_end();
-	failures = failure_give_up(&subscription);
-	if (delivered_count(id, DELIVERED_BATCH) > 0)
+	for (int i = 0; i < ngiven; i++)
+		if (given[i].subscription_id == id)
+			positions[count++] = given[i].position;
+	if (count > 0)
 	{
-		batch_give_up(&subscription, &events);
-		/* it may have dealt them itself, in the transaction that is no more */
-		if (events.count == 0 && batch_deal(&subscription, last_max_count))
-			batch_give_up(&subscription, &events);
+		qsort(positions, count, sizeof(int64), state_compare_positions);
+		batch_give_up(&subscription, positions, count, &events);
+		/* it may have dealt some of them itself, in the transaction that is no more */
+		if (events.count < count && !state_is_direct(&subscription) &&
+			positions[count - 1] > subscription.checkpoint &&
+			batch_deal(&subscription, last_max_count))
+			batch_give_up(&subscription, positions, count, &events);
 	}
 	if (state_is_direct(&subscription) && up_to > subscription.checkpoint)
 	{
 		SubscriptionScan *scan = subscription_scan_open(&subscription, subscription.checkpoint,
-														MAX_GIVEN_UP - events.count, true);
+														MAX_GIVEN, true);
 		Datum		row[RE_NATTS];
 		bool		nulls[RE_NATTS];
 		int			first = events.count;
@@ -701,6 +710,7 @@ give_up(int32 id)
 		(void) subscription_scan_close(scan);
 		(void) ack_decide(&subscription, events.positions + first, events.count - first, 0, false);
 	}
+	failures = failure_give_up(&subscription, events.count);
 	if (events.count > 0)
 		failure_take_back(&subscription, &events, true, events.count + failures == 1,
 						  cstring_to_text(""));
@@ -717,16 +727,56 @@ consumer_died(int code, Datum arg)
 {
 	List	   *ids;
 	ListCell   *cell;
+	const Given *given;
+	int			ngiven;
+	Given	   *held;
+	int			nheld = 0;
 
 	if ((code != 0 && !ClientConnectionLost) || !IsTransactionState() || RecoveryInProgress())
 		return;
+	ids = delivered_subscriptions();
+	if (ids == NIL)
+		return;
 	delivered_keep();
+
+	/* nobody gets between the end of the transaction and the note */
+	ngiven = delivered_given(&given);
+	held = MemoryContextAlloc(TopMemoryContext,
+							  sizeof(Given) * (ngiven + 2 * list_length(ids)));
+	foreach(cell, ids)
+	{
+		int32		id = lfirst_int(cell);
+
+		held[nheld].subscription_id = id;
+		held[nheld].slot = LOCK_WHOLE;
+		if (state_hold_part(id, LOCK_WHOLE, true))
+			nheld++;
+		held[nheld].subscription_id = id;
+		held[nheld].slot = LOCK_CURSOR;
+		if (delivered_log(id) > 0 && state_hold_part(id, LOCK_CURSOR, false))
+			nheld++;
+	}
+	for (int i = 0; i < ngiven; i++)
+	{
+		bool		is_held = given[i].slot <= 0;
+
+		for (int k = 0; k < nheld && !is_held; k++)
+			is_held = held[k].subscription_id == given[i].subscription_id &&
+				held[k].slot == LOCK_SLOT + given[i].slot;
+		held[nheld].subscription_id = given[i].subscription_id;
+		held[nheld].slot = LOCK_SLOT + given[i].slot;
+		if (!is_held && state_hold_part(given[i].subscription_id, LOCK_SLOT + given[i].slot, false))
+			nheld++;
+	}
+
 	AbortOutOfAnyTransaction();
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
+	/* whatever the session's defaults are */
+	XactIsoLevel = XACT_READ_COMMITTED;
+	XactReadOnly = false;
 	PushActiveSnapshot(GetTransactionSnapshot());
-	ids = delivered_subscriptions();
-	if (ids != NIL && catalog_store_exists())
+	if (catalog_store_exists())
 	{
 		Oid			user;
 		int			context;
@@ -742,4 +792,6 @@ consumer_died(int code, Datum arg)
 	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();
+	for (int k = 0; k < nheld; k++)
+		state_let_go_part(held[k].subscription_id, held[k].slot, held[k].slot == LOCK_WHOLE);
 }

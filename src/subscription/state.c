@@ -331,6 +331,29 @@ state_lock_part(const Subscription *subscription, int part, bool wait)
 	return lock_part(subscription->id, part, ExclusiveLock, wait);
 }
 
+/*
+ * Holds a lock of this transaction on, beyond its end: the session itself ends, and
+ * has something to write before others go on.
+ */
+bool
+state_hold_part(int32 id, int part, bool shared)
+{
+	LOCKTAG		tag;
+
+	locks_set_tag(&tag, LOCK_CLASS_SUBSCRIPTION, ((uint64) (uint32) id << 32) | (uint32) part);
+	return LockAcquire(&tag, shared ? ShareLock : ExclusiveLock, true, true) !=
+		LOCKACQUIRE_NOT_AVAIL;
+}
+
+void
+state_let_go_part(int32 id, int part, bool shared)
+{
+	LOCKTAG		tag;
+
+	locks_set_tag(&tag, LOCK_CLASS_SUBSCRIPTION, ((uint64) (uint32) id << 32) | (uint32) part);
+	(void) LockRelease(&tag, shared ? ShareLock : ExclusiveLock, true);
+}
+
 /* The same beside others who do so, and without being given back. */
 void
 state_share_part(const Subscription *subscription, int part)

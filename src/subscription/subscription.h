@@ -88,6 +88,7 @@ typedef struct Consumer
 {
 	text	   *name;			/* NULL: nobody in particular */
 	bool		leases;
+	const Interval *lease;		/* NULL: none, or not known */
 	TimestampTz until;
 	bool		at_once;		/* what it gets is acknowledged as it is delivered */
 } Consumer;
@@ -127,6 +128,8 @@ extern void state_read_again(Subscription *subscription);
 extern void state_unlock_whole(const Subscription *subscription);
 extern bool state_lock_whole(const Subscription *subscription);
 extern bool state_is_direct(const Subscription *subscription);
+extern bool state_hold_part(int32 id, int part, bool shared);
+extern void state_let_go_part(int32 id, int part, bool shared);
 extern bool state_lock_part(const Subscription *subscription, int part, bool wait);
 extern void state_share_part(const Subscription *subscription, int part);
 extern void state_begin_try(void);
@@ -165,7 +168,19 @@ typedef struct Delivered
 	int64		delivered_to;
 	int64		last_position;	/* of the row */
 	int64		stream;			/* of the failure */
+	bool		alone;			/* the failure: nothing is delivered with it */
 } Delivered;
+
+/* an event that was delivered from a slot, whatever has become of it since */
+typedef struct Given
+{
+	int32		subscription_id;
+	int			slot;			/* 0: from the log; -1: of a competing subscription */
+	int64		position;
+} Given;
+
+/* events that are remembered so, at most */
+#define MAX_GIVEN		10000
 
 extern Delivered *delivered_next(Delivered *after, int32 subscription_id, DeliveredKind kind);
 extern Delivered *delivered_find(int32 subscription_id, DeliveredKind kind, int64 position);
@@ -178,6 +193,8 @@ extern void delivered_read(const Subscription *subscription, int64 after, int64 
 extern int64 delivered_read_count(const Subscription *subscription, int64 to);
 extern List *delivered_subscriptions(void);
 extern void delivered_forget(int32 subscription_id);
+extern void delivered_give(int32 subscription_id, int slot, int64 position);
+extern int	delivered_given(const Given **list);
 extern void delivered_keep(void);
 extern void delivered_init(void);
 
@@ -220,9 +237,11 @@ extern int	batch_slots_held(Subscription *subscription, text *consumer, int **sl
 extern int64 batch_leased(Subscription *subscription, text *consumer);
 extern void batch_extend(Subscription *subscription, const Consumer *consumer,
 						 const Interval *lease);
+extern void batch_renew(Subscription *subscription, const Consumer *consumer);
 extern void batch_reclaim(Subscription *subscription, const int *slots, int nslots,
 						  text *leaving, bool all);
-extern void batch_give_up(Subscription *subscription, EventList *events);
+extern void batch_give_up(Subscription *subscription, const int64 *positions, int count,
+						  EventList *events);
 
 /* ----------------------------------------------------------------
  * failure.c: events that have failed, and those that wait behind them
@@ -257,7 +276,7 @@ extern void failure_lock_slots(Subscription *subscription, const int64 *position
 							   int count, int64 up_to, const Consumer *consumer);
 extern TimestampTz failure_next_due(Subscription *subscription, bool *queued);
 extern void failure_set_heads(Subscription *subscription, const int64 *streams, int count);
-extern int	failure_give_up(Subscription *subscription);
+extern int	failure_give_up(Subscription *subscription, int others);
 
 /* ----------------------------------------------------------------
  * group.c: consumers and the slots that they own
@@ -285,8 +304,14 @@ extern void breaker_succeeded(Subscription *subscription, int64 count);
 
 /* ack.c */
 extern text *ack_consumer_argument(FunctionCallInfo fcinfo, int n);
-extern void ack_check_interval(const char *what, const Interval *interval,
-							   bool may_be_zero);
+typedef enum AtLeast
+{
+	AT_LEAST_ANY,				/* negative stands for zero */
+	AT_LEAST_ZERO,
+	AT_LEAST_MORE
+} AtLeast;
+
+extern void ack_check_interval(const char *what, const Interval *interval, AtLeast low);
 extern int64 ack_decide(Subscription *subscription, const int64 *positions, int count,
 						int64 up_to, bool done);
 

@@ -90,6 +90,7 @@ CREATE TABLE event_store.subscription_batch (
 	streams			bigint[] NOT NULL,
 	consumer		text COLLATE "C",
 	delivered_at	timestamptz,
+	lease			interval,
 	leased_until	timestamptz,
 	CONSTRAINT subscription_batch_pkey PRIMARY KEY (subscription_id, first_position)
 ) WITH (toast_tuple_target = 8160);
@@ -108,6 +109,7 @@ COMMENT ON COLUMN event_store.subscription_batch.positions IS 'of the events, as
 COMMENT ON COLUMN event_store.subscription_batch.streams IS 'the stream of each: event_store.stream.id';
 COMMENT ON COLUMN event_store.subscription_batch.consumer IS 'who has them under a lease; NULL: nobody';
 COMMENT ON COLUMN event_store.subscription_batch.delivered_at IS 'since when';
+COMMENT ON COLUMN event_store.subscription_batch.lease IS 'for how long, from when it is last heard that the consumer is at it';
 COMMENT ON COLUMN event_store.subscription_batch.leased_until IS 'until then';
 SELECT pg_extension_config_dump('event_store.subscription_batch', '');
 
@@ -122,6 +124,7 @@ CREATE TABLE event_store.subscription_failure (
 	due				timestamptz,
 	retry_at		timestamptz,
 	consumer		text COLLATE "C",
+	lease			interval,
 	leased_until	timestamptz,
 	error			text,
 	failed_by		text,
@@ -147,6 +150,7 @@ COMMENT ON COLUMN event_store.subscription_failure.suspect IS 'whether a consume
 COMMENT ON COLUMN event_store.subscription_failure.due IS 'when it is delivered next, or when its lease ends; NULL: not before another one is decided';
 COMMENT ON COLUMN event_store.subscription_failure.retry_at IS 'when it is tried again at the earliest; NULL: at once';
 COMMENT ON COLUMN event_store.subscription_failure.consumer IS 'who has it under a lease; NULL: nobody';
+COMMENT ON COLUMN event_store.subscription_failure.lease IS 'for how long, from when it is last heard that the consumer is at it';
 COMMENT ON COLUMN event_store.subscription_failure.leased_until IS 'until then';
 COMMENT ON COLUMN event_store.subscription_failure.error IS 'of the last failure';
 COMMENT ON COLUMN event_store.subscription_failure.failed_by IS 'the consumer of the last failure';
