@@ -748,9 +748,7 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 			{
 				note_delivered(subscription->id, events, events->positions[first + count - 1]);
 				for (int k = first; k < first + count; k++)
-					delivered_give(subscription->id,
-								   subscription->competing ? -1 : batches[i].slot,
-								   events->positions[k]);
+					delivered_give(subscription->id, events->positions[k]);
 			}
 			else if (first == 0 && count == events->count)
 				whole[nwhole++] = events->positions[0];

@@ -195,7 +195,7 @@ delivered_forget(int32 subscription_id)
 }
 
 void
-delivered_give(int32 subscription_id, int slot, int64 position)
+delivered_give(int32 subscription_id, int64 position)
 {
 	if (ngiven == MAX_GIVEN)
 		return;
@@ -208,7 +208,6 @@ delivered_give(int32 subscription_id, int slot, int64 position)
 			given = repalloc(given, sizeof(Given) * given_room);
 	}
 	given[ngiven].subscription_id = subscription_id;
-	given[ngiven].slot = slot;
 	given[ngiven++].position = position;
 }
 

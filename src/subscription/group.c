@@ -458,6 +458,9 @@ group_slots(Subscription *subscription, const Consumer *consumer, int max_count,
 			state_lock_part(subscription, LOCK_SLOT + wanted[i], false))
 			wanted[n++] = wanted[i];
 
+	/* a session that has just let go of them may have to write something first */
+	if (n > 0 && !direct && state_is_marked(subscription->id, false))
+		return 0;
 	return n;
 }
 

@@ -673,7 +673,7 @@ give_up(int32 id)
 											   &isnull));
 	}
 	state_end(&saved);
-	if (name == NULL || !state_read(name, STATE_TRY, &subscription) || subscription.id != id)
+	if (name == NULL || !state_read(name, STATE_LOCK, &subscription) || subscription.id != id)
 		return;
 	wake_at_end();
 	for (int i = 0; i < ngiven; i++)
@@ -726,49 +726,23 @@ static void
 consumer_died(int code, Datum arg)
 {
 	List	   *ids;
+	List	   *marked = NIL;
 	ListCell   *cell;
-	const Given *given;
-	int			ngiven;
-	Given	   *held;
-	int			nheld = 0;
+	MemoryContext saved;
 
 	if ((code != 0 && !ClientConnectionLost) || !IsTransactionState() || RecoveryInProgress())
 		return;
+	/* whatever context the session has come here in may go with its transaction */
+	saved = MemoryContextSwitchTo(TopMemoryContext);
 	ids = delivered_subscriptions();
+	/* nobody gets between the end of the transaction and the note */
+	foreach(cell, ids)
+		if (state_mark(lfirst_int(cell)))
+			marked = lappend_int(marked, lfirst_int(cell));
+	MemoryContextSwitchTo(saved);
 	if (ids == NIL)
 		return;
 	delivered_keep();
-
-	/* nobody gets between the end of the transaction and the note */
-	ngiven = delivered_given(&given);
-	held = MemoryContextAlloc(TopMemoryContext,
-							  sizeof(Given) * (ngiven + 2 * list_length(ids)));
-	foreach(cell, ids)
-	{
-		int32		id = lfirst_int(cell);
-
-		held[nheld].subscription_id = id;
-		held[nheld].slot = LOCK_WHOLE;
-		if (state_hold_part(id, LOCK_WHOLE, true))
-			nheld++;
-		held[nheld].subscription_id = id;
-		held[nheld].slot = LOCK_CURSOR;
-		if (delivered_log(id) > 0 && state_hold_part(id, LOCK_CURSOR, false))
-			nheld++;
-	}
-	for (int i = 0; i < ngiven; i++)
-	{
-		bool		is_held = given[i].slot <= 0;
-
-		for (int k = 0; k < nheld && !is_held; k++)
-			is_held = held[k].subscription_id == given[i].subscription_id &&
-				held[k].slot == LOCK_SLOT + given[i].slot;
-		held[nheld].subscription_id = given[i].subscription_id;
-		held[nheld].slot = LOCK_SLOT + given[i].slot;
-		if (!is_held && state_hold_part(given[i].subscription_id, LOCK_SLOT + given[i].slot, false))
-			nheld++;
-	}
-
 	AbortOutOfAnyTransaction();
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -792,6 +766,7 @@ consumer_died(int code, Datum arg)
 	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();
-	for (int k = 0; k < nheld; k++)
-		state_let_go_part(held[k].subscription_id, held[k].slot, held[k].slot == LOCK_WHOLE);
+	foreach(cell, marked)
+		state_unmark(lfirst_int(cell));
+	wake_waiters();
 }

@@ -332,26 +332,47 @@ state_lock_part(const Subscription *subscription, int part, bool wait)
 }
 
 /*
- * Holds a lock of this transaction on, beyond its end: the session itself ends, and
- * has something to write before others go on.
+ * A session that ends marks the subscriptions that it has to write something about,
+ * before its transaction lets go of their locks.  An abort releases locks of the
+ * session, too, but for those of the method of advisory locks; the mark is one of
+ * these, with a key that pg_advisory_lock() cannot make.
  */
+static void
+set_mark_tag(LOCKTAG *tag, int32 id)
+{
+	locks_set_tag(tag, LOCK_CLASS_SUBSCRIPTION, ((uint64) (uint32) id << 32) | LOCK_MARK);
+	tag->locktag_lockmethodid = USER_LOCKMETHOD;
+}
+
 bool
-state_hold_part(int32 id, int part, bool shared)
+state_mark(int32 id)
 {
 	LOCKTAG		tag;
 
-	locks_set_tag(&tag, LOCK_CLASS_SUBSCRIPTION, ((uint64) (uint32) id << 32) | (uint32) part);
-	return LockAcquire(&tag, shared ? ShareLock : ExclusiveLock, true, true) !=
-		LOCKACQUIRE_NOT_AVAIL;
+	set_mark_tag(&tag, id);
+	return LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
 }
 
 void
-state_let_go_part(int32 id, int part, bool shared)
+state_unmark(int32 id)
 {
 	LOCKTAG		tag;
 
-	locks_set_tag(&tag, LOCK_CLASS_SUBSCRIPTION, ((uint64) (uint32) id << 32) | (uint32) part);
-	(void) LockRelease(&tag, shared ? ShareLock : ExclusiveLock, true);
+	set_mark_tag(&tag, id);
+	(void) LockRelease(&tag, ExclusiveLock, true);
+}
+
+/* Has another session marked it?  wait: it has not, any more. */
+bool
+state_is_marked(int32 id, bool wait)
+{
+	LOCKTAG		tag;
+
+	set_mark_tag(&tag, id);
+	if (LockAcquire(&tag, ShareLock, false, !wait) == LOCKACQUIRE_NOT_AVAIL)
+		return true;
+	(void) LockRelease(&tag, ShareLock, false);
+	return false;
 }
 
 /* The same beside others who do so, and without being given back. */
@@ -580,6 +601,18 @@ state_read(text *name, StateLock lock, Subscription *subscription)
 		{
 			got = false;
 			break;
+		}
+		/* who is about to write something about it goes first */
+		if (state_is_marked(id, false))
+		{
+			unlock_part(id, LOCK_WHOLE, mode);
+			if (!wait)
+			{
+				got = false;
+				break;
+			}
+			(void) state_is_marked(id, true);
+			continue;
 		}
 		if (with_cursor && !lock_part(id, LOCK_CURSOR, ExclusiveLock, wait))
 		{

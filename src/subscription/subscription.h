@@ -117,6 +117,7 @@ typedef enum StateLock
 #define LOCK_WHOLE		0
 #define LOCK_CURSOR		1
 #define LOCK_MEMBERS	2
+#define LOCK_MARK		3
 #define LOCK_SLOT		16
 #define LOCK_NAME		0x80000000	/* with the hash of a consumer's name */
 
@@ -128,8 +129,9 @@ extern void state_read_again(Subscription *subscription);
 extern void state_unlock_whole(const Subscription *subscription);
 extern bool state_lock_whole(const Subscription *subscription);
 extern bool state_is_direct(const Subscription *subscription);
-extern bool state_hold_part(int32 id, int part, bool shared);
-extern void state_let_go_part(int32 id, int part, bool shared);
+extern bool state_mark(int32 id);
+extern void state_unmark(int32 id);
+extern bool state_is_marked(int32 id, bool wait);
 extern bool state_lock_part(const Subscription *subscription, int part, bool wait);
 extern void state_share_part(const Subscription *subscription, int part);
 extern void state_begin_try(void);
@@ -171,11 +173,10 @@ typedef struct Delivered
 	bool		alone;			/* the failure: nothing is delivered with it */
 } Delivered;
 
-/* an event that was delivered from a slot, whatever has become of it since */
+/* an event that was delivered from a row, whatever has become of it since */
 typedef struct Given
 {
 	int32		subscription_id;
-	int			slot;			/* 0: from the log; -1: of a competing subscription */
 	int64		position;
 } Given;
 
@@ -193,7 +194,7 @@ extern void delivered_read(const Subscription *subscription, int64 after, int64 
 extern int64 delivered_read_count(const Subscription *subscription, int64 to);
 extern List *delivered_subscriptions(void);
 extern void delivered_forget(int32 subscription_id);
-extern void delivered_give(int32 subscription_id, int slot, int64 position);
+extern void delivered_give(int32 subscription_id, int64 position);
 extern int	delivered_given(const Given **list);
 extern void delivered_keep(void);
 extern void delivered_init(void);
