@@ -36,7 +36,7 @@ SELECT event_store.heartbeat('back', 'c1', '2 hours'), (SELECT bool_and(leased_u
 
 -- another number of slots does not mix up what a transaction has
 SELECT event_store.create_subscription('slots', slots => 4);
-SELECT array_agg(position ORDER BY position) FROM event_store.poll('slots', 4);
+SELECT count(*) FROM event_store.poll('slots', 4);
 BEGIN;
 SELECT count(*) FROM event_store.poll('slots', 4);
 SELECT event_store.alter_subscription('slots', slots => 1);
