@@ -11,8 +11,8 @@
  *
  * A row without a consumer is queued; it is delivered to a transaction that has
  * its slot (ordered) or the row itself (competing) locked.  A row with a
- * consumer is out under a lease, which lasts until its time, or for as long as
- * the consumer is heard of.  What is acknowledged is taken out of the row, and
+ * consumer is out under a lease, which lasts until its time; acknowledging some of
+ * what the consumer has renews it, and so does a heartbeat.  What is acknowledged is taken out of the row, and
  * the last one takes the row.
  *
  * What was delivered from queued rows to this transaction is kept in the
@@ -148,11 +148,24 @@ static Statement rows_by_key = {
 };
 
 /* Queued ones that have any of some positions. */
+#define QUEUED_WITH_POSITIONS \
+" FROM event_store.subscription_batch AS b WHERE b.subscription_id = $1 AND b.consumer IS NULL" \
+" AND b.first_position <= $4 AND b.last_position >= $3 AND b.positions && $2" \
+" AND b.first_position >= $5"
+
 static Statement rows_by_positions = {
-	"SELECT " BATCH_COLUMNS " FROM event_store.subscription_batch AS b"
-	" WHERE b.subscription_id = $1 AND b.consumer IS NULL"
-	" AND b.first_position <= $4 AND b.last_position >= $3 AND b.positions && $2"
-	" AND b.first_position >= $5 ORDER BY b.first_position FOR UPDATE",
+	"SELECT " BATCH_COLUMNS QUEUED_WITH_POSITIONS " ORDER BY b.first_position FOR UPDATE",
+	5, {INT4OID, INT8ARRAYOID, INT8OID, INT8OID, INT8OID}
+};
+
+static Statement rows_left = {
+	"SELECT " BATCH_COLUMNS QUEUED_WITH_POSITIONS
+	" ORDER BY b.first_position FOR UPDATE SKIP LOCKED",
+	5, {INT4OID, INT8ARRAYOID, INT8OID, INT8OID, INT8OID}
+};
+
+static Statement slots_of_queued = {
+	"SELECT DISTINCT b.slot" QUEUED_WITH_POSITIONS " ORDER BY 1",
 	5, {INT4OID, INT8ARRAYOID, INT8OID, INT8OID, INT8OID}
 };
 
@@ -170,22 +183,6 @@ static Statement queued_of_stream = {
 	" AND b.first_position < $3 AND $4 = ANY (b.streams) AND b.first_position >= $5"
 	" ORDER BY b.first_position FOR UPDATE",
 	5, {INT4OID, INT4OID, INT8OID, INT8OID, INT8OID}
-};
-
-static Statement rows_left = {
-	"SELECT " BATCH_COLUMNS " FROM event_store.subscription_batch AS b"
-	" WHERE b.subscription_id = $1 AND b.consumer IS NULL"
-	" AND b.first_position <= $4 AND b.last_position >= $3 AND b.positions && $2"
-	" AND b.first_position >= $5 ORDER BY b.first_position FOR UPDATE SKIP LOCKED",
-	5, {INT4OID, INT8ARRAYOID, INT8OID, INT8OID, INT8OID}
-};
-
-static Statement slots_of_queued = {
-	"SELECT DISTINCT b.slot FROM event_store.subscription_batch AS b"
-	" WHERE b.subscription_id = $1 AND b.consumer IS NULL"
-	" AND b.first_position <= $4 AND b.last_position >= $3 AND b.positions && $2"
-	" AND b.first_position >= $5 ORDER BY 1",
-	5, {INT4OID, INT8ARRAYOID, INT8OID, INT8OID, INT8OID}
 };
 
 static Statement slots_by_position = {
@@ -342,12 +339,6 @@ delivered_keys(int32 subscription_id, bool as_a_whole, int *count)
  * ----------------------------------------------------------------
  */
 
-static Datum
-consumer_datum(const Consumer *consumer)
-{
-	return consumer->name != NULL ? PointerGetDatum(consumer->name) : state_text("");
-}
-
 static void
 insert_batch(const Subscription *subscription, int slot, int priority,
 			 const EventList *events, int first, int count, const Consumer *consumer)
@@ -364,7 +355,7 @@ insert_batch(const Subscription *subscription, int slot, int priority,
 	values[6] = state_int64_array(events->streams + first, count);
 	if (consumer != NULL)
 	{
-		values[7] = consumer_datum(consumer);
+		values[7] = state_consumer(consumer);
 		values[8] = TimestampTzGetDatum(consumer->until);
 		values[9] = IntervalPGetDatum(unconstify(Interval *, consumer->lease));
 		nulls[9] = consumer->lease == NULL ? 'n' : ' ';
@@ -677,7 +668,7 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 		int			n;
 
 		values[0] = Int32GetDatum(subscription->id);
-		values[1] = consumer_datum(consumer);
+		values[1] = state_consumer(consumer);
 		values[2] = TimestampTzGetDatum(consumer->until);
 		values[3] = Int64GetDatum(subscription->oldest);
 		values[4] = Int32GetDatum(max_count - got);
@@ -771,7 +762,7 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 		if (nwhole > 0)
 		{
 			values[1] = state_int64_array(whole, nwhole);
-			values[2] = consumer_datum(consumer);
+			values[2] = state_consumer(consumer);
 			values[3] = TimestampTzGetDatum(consumer->until);
 			values[4] = IntervalPGetDatum(unconstify(Interval *, consumer->lease));
 			(void) plans_execute(consumer->leases ? &lease_rows : &delete_rows, values, NULL);
@@ -901,7 +892,7 @@ batch_settle(Subscription *subscription, const int64 *positions, int count, int6
 	/* most often it is all that a consumer has in its rows */
 	if (done && positions == NULL && consumer->name != NULL && !subscription->has_failures)
 	{
-		values[1] = consumer_datum(consumer);
+		values[1] = state_consumer(consumer);
 		values[2] = Int64GetDatum(high);
 		values[3] = Int64GetDatum(subscription->oldest);
 		(void) plans_execute(&delete_whole, values, NULL);
@@ -922,7 +913,7 @@ batch_settle(Subscription *subscription, const int64 *positions, int count, int6
 	/* without a name they are nobody's in particular: then "up to" would mean others', too */
 	if (positions == NULL ? consumer->name != NULL : found < count)
 	{
-		values[1] = consumer_datum(consumer);
+		values[1] = state_consumer(consumer);
 		values[2] = Int64GetDatum(low);
 		values[3] = Int64GetDatum(high);
 		(void) plans_execute(&leased_rows, values, NULL);
@@ -957,7 +948,7 @@ batch_slot_of(Subscription *subscription, int64 position, const Consumer *consum
 
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = Int64GetDatum(position);
-	values[2] = consumer_datum(consumer);
+	values[2] = state_consumer(consumer);
 	values[3] = Int64GetDatum(subscription->oldest);
 	state_begin(&saved);
 	if (plans_execute(&slots_by_position, values, NULL) > 0)
@@ -1006,7 +997,7 @@ batch_remove(Subscription *subscription, int64 position, const Consumer *consume
 		/* who has a name means what it was given */
 		if (round == 1 && consumer->name != NULL && !in_hand(subscription->id, position))
 			break;
-		values[1] = round == 0 ? consumer_datum(consumer) : state_int64_array(&position, 1);
+		values[1] = round == 0 ? state_consumer(consumer) : state_int64_array(&position, 1);
 		(void) plans_execute(round == 0 ? &leased_rows : &rows_by_positions, values, NULL);
 		batches = read_batches(context, &n);
 		spi = MemoryContextSwitchTo(context);
@@ -1224,7 +1215,7 @@ batch_renew(Subscription *subscription, const Consumer *consumer)
 	if (consumer->name == NULL || !(subscription->has_batches || subscription->has_failures))
 		return;
 	values[0] = Int32GetDatum(subscription->id);
-	values[1] = consumer_datum(consumer);
+	values[1] = state_consumer(consumer);
 	values[2] = Int64GetDatum(subscription->oldest);
 	values[3] = (Datum) 0;
 	state_begin(&saved);
@@ -1243,7 +1234,7 @@ batch_extend(Subscription *subscription, const Consumer *consumer, const Interva
 	OwnerSwitch saved;
 
 	values[0] = Int32GetDatum(subscription->id);
-	values[1] = consumer_datum(consumer);
+	values[1] = state_consumer(consumer);
 	values[2] = Int64GetDatum(subscription->oldest);
 	values[3] = IntervalPGetDatum(unconstify(Interval *, lease));
 	state_begin(&saved);

@@ -129,15 +129,13 @@ static Statement set_due = {
 #define IS_ALONE(max) \
 "(f.suspect AND (f.attempts >= 2 OR f.attempts + 1 >= " max "))"
 
-#define TAKE \
-"SELECT f.position, f.stream_id, f.attempts, f.suspect, " IS_ALONE("$5") \
-" FROM event_store.subscription_failure AS f" \
-" WHERE f.subscription_id = $1 AND f.slot = ANY ($2) AND f.due <= pg_catalog.clock_timestamp()" \
-" AND f.consumer IS NULL AND NOT f.dead AND f.position <> ALL ($3)" \
-" ORDER BY 5 DESC, f.due, f.position LIMIT $4"
-
 static Statement take = {
-	TAKE, 5, {INT4OID, INT4ARRAYOID, INT8ARRAYOID, INT8OID, INT4OID}
+	"SELECT f.position, f.stream_id, f.attempts, f.suspect, " IS_ALONE("$5")
+	" FROM event_store.subscription_failure AS f"
+	" WHERE f.subscription_id = $1 AND f.slot = ANY ($2) AND f.due <= pg_catalog.clock_timestamp()"
+	" AND f.consumer IS NULL AND NOT f.dead AND f.position <> ALL ($3)"
+	" ORDER BY 5 DESC, f.due, f.position LIMIT $4",
+	5, {INT4OID, INT4ARRAYOID, INT8ARRAYOID, INT8OID, INT4OID}
 };
 
 static Statement lock_one = {
@@ -397,12 +395,6 @@ failure_blocks(Subscription *subscription, int64 stream)
  */
 
 static Datum
-consumer_datum(const Consumer *consumer)
-{
-	return consumer->name != NULL ? PointerGetDatum(consumer->name) : state_text("");
-}
-
-static Datum
 slots_of(const Subscription *subscription, const EventList *events)
 {
 	int		   *slots = palloc(sizeof(int) * Max(events->count, 1));
@@ -450,7 +442,7 @@ failure_park(Subscription *subscription, const EventList *events, const Consumer
 	values[1] = state_int64_array(events->positions, events->count);
 	values[2] = state_int64_array(events->streams, events->count);
 	values[3] = slots_of(subscription, events);
-	values[4] = holder == NULL ? (Datum) 0 : consumer_datum(holder);
+	values[4] = holder == NULL ? (Datum) 0 : state_consumer(holder);
 	values[5] = holder == NULL ? (Datum) 0 : TimestampTzGetDatum(holder->until);
 	state_begin(&saved);
 	(void) plans_execute(&park, values, holder == NULL ? "    nn" : NULL);
@@ -525,7 +517,7 @@ failure_again(Subscription *subscription, int64 position, const char *error,
 	state_begin(&saved);
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = Int64GetDatum(position);
-	values[2] = consumer_datum(consumer);
+	values[2] = state_consumer(consumer);
 	values[3] = BoolGetDatum(was_delivered(subscription->id, position));
 	found = plans_execute(&find_for_nack, values, NULL) > 0;
 	if (found)
@@ -704,7 +696,7 @@ failure_take(Subscription *subscription, const int *slots, int nslots, int max_c
 
 		/* who has a suspect in hand gets nothing else with it */
 		keys[0] = Int32GetDatum(subscription->id);
-		keys[1] = consumer_datum(consumer);
+		keys[1] = state_consumer(consumer);
 		keys[2] = Int32GetDatum(subscription->max_attempts);
 		if (plans_execute(&has_suspect, keys, NULL) > 0)
 		{
@@ -779,7 +771,7 @@ failure_take(Subscription *subscription, const int *slots, int nslots, int max_c
 			positions[i] = (*retries)[i].position;
 		values[0] = Int32GetDatum(subscription->id);
 		values[1] = state_int64_array(positions, count);
-		values[2] = consumer_datum(consumer);
+		values[2] = state_consumer(consumer);
 		values[3] = TimestampTzGetDatum(consumer->until);
 		values[4] = IntervalPGetDatum(unconstify(Interval *, consumer->lease));
 		(void) plans_execute(&lease, values, NULL);
@@ -811,7 +803,7 @@ failure_settle(Subscription *subscription, const int64 *positions, int count, in
 
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = positions == NULL ? Int64GetDatum(up_to) : state_int64_array(positions, count);
-	values[2] = consumer_datum(consumer);
+	values[2] = state_consumer(consumer);
 	values[3] = delivered_positions(subscription->id);
 	state_begin(&saved);
 	n = plans_execute(positions == NULL ? &settle_up_to : &settle, values, NULL);
@@ -855,7 +847,7 @@ failure_lock_slots(Subscription *subscription, const int64 *positions, int count
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = positions == NULL ? (Datum) 0 : state_int64_array(positions, count);
 	values[2] = Int64GetDatum(up_to);
-	values[3] = consumer_datum(consumer);
+	values[3] = state_consumer(consumer);
 	values[4] = delivered_positions(subscription->id);
 	state_begin(&saved);
 	n = (int) plans_execute(&slots_of_positions, values, positions == NULL ? " n   " : NULL);

@@ -1,9 +1,10 @@
 /*
  * poll.c
- *		Delivering events, and taking note of what is done with them.
+ *		Delivering events; and what becomes of them if their consumer dies.
  *
- * A poll locks the subscription to the end of the caller's transaction and
- * returns the next events; it writes nothing.  An acknowledgement in the same
+ * A poll locks what it delivers from (the cursor, slots, rows) to the end of the
+ * caller's transaction and returns the next events; without a lease, of what is
+ * dealt already or need not be, it writes nothing.  An acknowledgement in the same
  * transaction moves the checkpoint, so the consumer's own writes and the
  * checkpoint commit together, or not at all.  A rollback, a crash, or a commit
  * without acknowledgement leave the events where they were: they come again.

@@ -206,6 +206,13 @@ state_text(const char *value)
 	return PointerGetDatum(cstring_to_text(value));
 }
 
+/* The name of a consumer as rows have it; those without one share the empty one. */
+Datum
+state_consumer(const Consumer *consumer)
+{
+	return consumer->name != NULL ? PointerGetDatum(consumer->name) : state_text("");
+}
+
 int
 state_compare_positions(const void *a, const void *b)
 {
