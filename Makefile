@@ -44,7 +44,11 @@ OBJS = \
 	src/projection/merge_patch.o \
 	src/projection/builtin_fold.o \
 	src/projection/fold.o \
-	src/projection/aggregate.o
+	src/projection/aggregate.o \
+	src/projection/define.o \
+	src/projection/apply.o \
+	src/projection/inline.o \
+	src/projection/refresh.o
 
 # The install script, part by part in order of dependency: the table of
 # contents of the architecture.
@@ -55,7 +59,8 @@ SQL_PARTS = \
 	src/notification/notification.sql \
 	src/worker/worker.sql \
 	src/subscription/subscription.sql \
-	src/projection/fold.sql
+	src/projection/fold.sql \
+	src/projection/projection.sql
 
 DATA_built = $(EXTENSION)--$(EXTVERSION).sql
 DOCS = README.md

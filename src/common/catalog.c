@@ -73,6 +73,7 @@ static const Oid shapes[][SHAPE_MAX] = {
 	[SHAPE_APPEND_RESULT] = {TEXTOID, INT4OID, INT4OID, INT8OID, INT8OID, BOOLOID},
 	[SHAPE_RECORDED_EVENT] = {INT8OID, TEXTOID, INT4OID, TEXTOID, INT4OID, UUIDOID,
 		TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TEXTOID, UUIDOID, JSONBOID, JSONBOID},
+	[SHAPE_CHECKPOINT] = {INT4OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID, FLOAT8OID},
 	[SHAPE_CURSOR] = {INT4OID, INT8OID, INT8OID, INT8ARRAYOID, INT8OID, INT8OID, INT8OID,
 		TIMESTAMPTZOID, FLOAT8OID},
 };
@@ -181,6 +182,8 @@ look_up_store(void)
 	store.counter = relation_or_error("position_counter");
 	store.settings = relation_or_error("store");
 	store.subscription_cursor = relation_or_error("subscription_cursor");
+	store.projection = relation_or_error("projection");
+	store.projection_checkpoint = relation_or_error("projection_checkpoint");
 	store.append_result = type_or_error("append_result");
 	store.recorded_event = type_or_error("recorded_event");
 	store.append_result_rel = relation_or_error("append_result");
@@ -193,6 +196,7 @@ look_up_store(void)
 	check_shape(store.append_result_rel, SHAPE_APPEND_RESULT);
 	check_shape(store.recorded_event_rel, SHAPE_RECORDED_EVENT);
 	check_shape(store.subscription_cursor, SHAPE_CURSOR);
+	check_shape(store.projection_checkpoint, SHAPE_CHECKPOINT);
 	for (int i = 0; i < NAME_KINDS; i++)
 	{
 		const char *name = name_table_names[i];

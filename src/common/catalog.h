@@ -117,6 +117,8 @@ typedef struct Store
 	Oid			counter;
 	Oid			settings;
 	Oid			subscription_cursor;
+	Oid			projection;
+	Oid			projection_checkpoint;
 	Oid			append_result;	/* the type */
 	Oid			recorded_event; /* the type */
 	Oid			append_result_rel;	/* and what has its columns */
@@ -136,7 +138,8 @@ typedef enum CatalogShape
 	SHAPE_VIEW,
 	SHAPE_APPEND_RESULT,
 	SHAPE_RECORDED_EVENT,
-	SHAPE_CURSOR
+	SHAPE_CURSOR,
+	SHAPE_CHECKPOINT
 } CatalogShape;
 
 extern bool catalog_has_shape(TupleDesc desc, CatalogShape shape);

@@ -28,4 +28,11 @@
 /* a fold that adds numbers has met another value */
 #define ERRCODE_VE_NOT_A_NUMBER				MAKE_SQLSTATE('V', 'E', '0', '1', '5')
 
+/* there is no projection of that name */
+#define ERRCODE_VE_NO_PROJECTION			MAKE_SQLSTATE('V', 'E', '0', '1', '0')
+/* there is one already */
+#define ERRCODE_VE_PROJECTION_EXISTS		MAKE_SQLSTATE('V', 'E', '0', '1', '1')
+/* a projection cannot go on */
+#define ERRCODE_VE_PROJECTION_FAILED		MAKE_SQLSTATE('V', 'E', '0', '1', '2')
+
 #endif

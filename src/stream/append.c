@@ -1213,6 +1213,7 @@ append_write(AppendBatch *append)
 
 	number_names(append);
 	first = counter_draw(nnew, &recorded_at);
+	append->recorded_at = recorded_at;
 	number_events(append, first, recorded_at);
 	write_events(append, nnew, first + nnew - 1, recorded_at);
 	write_stream_rows(append);

@@ -92,6 +92,8 @@ typedef struct AppendBatch
 	 * be a duplicate by itself; the events of a batch are all or none.
 	 */
 	bool		by_row;
+
+	TimestampTz recorded_at;	/* found */
 } AppendBatch;
 
 /*

@@ -82,8 +82,8 @@ number(const char *sql, Oid *types, Datum *values)
 }
 
 /* The names of a filter: an array of them, not empty unless that means something. */
-static void
-check_filter(FunctionCallInfo fcinfo, int n, const char *what, bool may_be_empty)
+void
+manage_check_filter(FunctionCallInfo fcinfo, int n, const char *what, bool may_be_empty)
 {
 	Datum	   *elements;
 	bool	   *nulls;
@@ -168,8 +168,8 @@ position_before(TimestampTz since)
 }
 
 /* A checkpoint is never set beyond the mark: what is there may not be skipped. */
-static int64
-checked_position(int64 position)
+int64
+manage_checked_position(int64 position)
 {
 	int64		mark = settled_mark();
 
@@ -316,8 +316,8 @@ event_store_create_subscription(PG_FUNCTION_ARGS)
 
 	guard("event_store.create_subscription()");
 	name = state_name_argument(fcinfo, CS_NAME);
-	check_filter(fcinfo, CS_CATEGORIES, "categories", false);
-	check_filter(fcinfo, CS_TYPES, "types", false);
+	manage_check_filter(fcinfo, CS_CATEGORIES, "categories", false);
+	manage_check_filter(fcinfo, CS_TYPES, "types", false);
 	check_pattern(fcinfo, CS_PATTERN, false);
 	if (!PG_ARGISNULL(CS_MODE))
 		mode = text_to_cstring(PG_GETARG_TEXT_PP(CS_MODE));
@@ -348,7 +348,7 @@ event_store_create_subscription(PG_FUNCTION_ARGS)
 	}
 	else
 		start = PG_ARGISNULL(CS_START_AFTER) ? settled_mark() :
-			checked_position(PG_GETARG_INT64(CS_START_AFTER));
+			manage_checked_position(PG_GETARG_INT64(CS_START_AFTER));
 	for (int i = 0; i < CS_POLICY + lengthof(policy); i++)
 	{
 		types[i] = argument_type(i, first_types, CS_POLICY);
@@ -407,8 +407,8 @@ event_store_alter_subscription(PG_FUNCTION_ARGS)
 
 	guard("event_store.alter_subscription()");
 	name = state_name_argument(fcinfo, AS_NAME);
-	check_filter(fcinfo, AS_CATEGORIES, "categories", true);
-	check_filter(fcinfo, AS_TYPES, "types", true);
+	manage_check_filter(fcinfo, AS_CATEGORIES, "categories", true);
+	manage_check_filter(fcinfo, AS_TYPES, "types", true);
 	check_pattern(fcinfo, AS_PATTERN, true);
 	check_policy(fcinfo, AS_POLICY);
 	initStringInfo(&detail);
@@ -541,7 +541,7 @@ event_store_rewind_subscription(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("to_position and to_time exclude each other")));
 	if (!PG_ARGISNULL(1))
-		position = checked_position(PG_GETARG_INT64(1));
+		position = manage_checked_position(PG_GETARG_INT64(1));
 	else if (!PG_ARGISNULL(2))
 		position = position_before(PG_GETARG_TIMESTAMPTZ(2));
 	(void) state_read(name, STATE_ALONE, &subscription);

@@ -317,6 +317,11 @@ extern void ack_check_interval(const char *what, const Interval *interval, AtLea
 extern int64 ack_decide(Subscription *subscription, const int64 *positions, int count,
 						int64 up_to, bool done);
 
-/* poll.c, manage.c have SQL functions only */
+/* manage.c */
+extern void manage_check_filter(FunctionCallInfo fcinfo, int n, const char *what,
+								bool may_be_empty);
+extern int64 manage_checked_position(int64 position);
+
+/* poll.c has SQL functions only */
 
 #endif

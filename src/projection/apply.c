@@ -1,0 +1,1114 @@
+/*
+ * apply.c
+ *		A batch of events, and the handler that it is given to.
+ *
+ * A handler runs as the role that created the projection, with the search_path
+ * that this had then, and with the restrictions of SECURITY_RESTRICTED_OPERATION,
+ * whoever refreshes or appends.  What it SETs is undone.
+ *
+ * What is prepared of a handler (a plan, a function's look-up, an expression) is
+ * kept in the backend by the projection's id, for one revision of its row, and
+ * until any function is altered or dropped.
+ *
+ * - set: the events are put into a tuplestore, which the statements see as the
+ *	 relation new_events (an ephemeral named relation, as the transition tables
+ *	 of triggers); only the columns that they mention are filled.
+ * - event: the function is called for each.
+ * - fold: a state in memory for each key of the batch, begun with what is stored;
+ *	 all are written at its end by one statement.
+ * - materialized view: refreshed, if there was any event.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_collation_d.h"
+#include "catalog/pg_index.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type_d.h"
+#include "common/hashfn.h"
+#include "executor/executor.h"
+#include "executor/spi.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "nodes/nodeFuncs.h"
+#include "optimizer/optimizer.h"
+#include "parser/parse_func.h"
+#include "parser/parsetree.h"
+#include "parser/parser.h"
+#include "tcop/dest.h"
+#include "tcop/tcopprot.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/plancache.h"
+#include "utils/queryenvironment.h"
+#include "utils/regproc.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/tuplestore.h"
+#include "utils/typcache.h"
+#include "utils/varlena.h"
+
+#include "common/catalog.h"
+#include "common/compat.h"
+#include "common/errors.h"
+#include "common/plans.h"
+#include "common/rows.h"
+#include "projection/fold.h"
+#include "projection/projection.h"
+#include "subscription/subscription.h"
+
+#define NEW_EVENTS	"new_events"
+
+/* looks at the memory that is used, in events */
+#define LOOK_EVERY	256
+
+/* what a handler needs, prepared */
+typedef struct Handler
+{
+	int32		id;				/* of the projection; key of the hash table */
+	int64		revision;
+	uint64		generation;
+	uint64		functions;		/* changes of functions, so far */
+	Oid			owner;
+	MemoryContext context;		/* NULL: nothing is prepared */
+	SPIPlanPtr	plan;			/* set: the statements */
+	bool		columns[RE_NATTS];	/* set: those that they mention */
+	FmgrInfo	function;		/* event */
+	Fold	   *fold;
+	Expr	   *key;			/* fold: of new_events; NULL: the stream */
+} Handler;
+
+/* a handler that is running, and the event that it has */
+typedef struct Running
+{
+	struct Running *outer;
+	const Projection *projection;
+	const Datum *values;		/* NULL: a batch */
+} Running;
+
+static HTAB *handlers = NULL;
+static uint64 function_messages = 0;
+static Running *running = NULL;
+
+static Statement read_state = {
+	"SELECT s.state FROM event_store.projection_state AS s"
+	" WHERE s.projection_id = $1 AND s.key = $2",
+	2, {INT4OID, TEXTOID}
+};
+
+/* ----------------------------------------------------------------
+ * Rights, and what is running
+ * ----------------------------------------------------------------
+ */
+
+void
+apply_begin(const Projection *projection, HandlerRights *saved)
+{
+	Oid			owner = get_role_oid(projection->owner, true);
+
+	if (!OidIsValid(owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_PROJECTION_FAILED),
+				 errmsg("the owner of projection \"%s\", role \"%s\", does not exist",
+						projection->name, projection->owner),
+				 errhint("Drop the projection, and create it anew.")));
+	GetUserIdAndSecContext(&saved->user, &saved->context);
+	SetUserIdAndSecContext(owner, saved->context | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
+	saved->guc_level = NewGUCNestLevel();
+	(void) set_config_option("search_path", projection->search_path, PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	catalog_require_read(catalog_store());
+}
+
+void
+apply_end(HandlerRights *saved)
+{
+	AtEOXact_GUC(false, saved->guc_level);
+	SetUserIdAndSecContext(saved->user, saved->context);
+}
+
+static bool
+is_among(const Running *r, int32 id)
+{
+	for (; r != NULL; r = r->outer)
+		if (r->projection->id == id)
+			return true;
+	return false;
+}
+
+/* Is the handler of a projection running, here? */
+bool
+apply_is_running(int32 id)
+{
+	return is_among(running, id);
+}
+
+static void
+error_context(void *arg)
+{
+	Running    *r = arg;
+
+	if (r->values == NULL)
+		errcontext("projection \"%s\"", r->projection->name);
+	else
+		errcontext("projection \"%s\", event at position %lld, stream \"%s\", version %d",
+				   r->projection->name, (long long) DatumGetInt64(r->values[RE_POSITION]),
+				   TextDatumGetCString(r->values[RE_STREAM]),
+				   DatumGetInt32(r->values[RE_VERSION]));
+}
+
+/* ----------------------------------------------------------------
+ * Handlers
+ * ----------------------------------------------------------------
+ */
+
+static TupleDesc
+event_desc(void)
+{
+	return lookup_rowtype_tupdesc_copy(catalog_store()->recorded_event, -1);
+}
+
+static EphemeralNamedRelation
+new_events(TupleDesc desc, double count, Tuplestorestate *events)
+{
+	EphemeralNamedRelation relation = palloc0(sizeof(EphemeralNamedRelationData));
+
+	relation->md.name = NEW_EVENTS;
+	relation->md.reliddesc = InvalidOid;
+	relation->md.tupdesc = desc;
+	relation->md.enrtype = ENR_NAMED_TUPLESTORE;
+	relation->md.enrtuples = count;
+	relation->reldata = events;
+	return relation;
+}
+
+/* which columns of new_events queries mention */
+typedef struct ColumnsContext
+{
+	List	   *queries;		/* the innermost first */
+	bool	   *columns;
+} ColumnsContext;
+
+static bool
+find_columns(Node *node, ColumnsContext *context)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, Query))
+	{
+		Query	   *query = (Query *) node;
+
+		/* whatever it may look at */
+		if (query->commandType == CMD_UTILITY)
+			memset(context->columns, true, sizeof(bool) * RE_NATTS);
+		context->queries = lcons(query, context->queries);
+		(void) query_tree_walker(query, find_columns, context, 0);
+		context->queries = list_delete_first(context->queries);
+		return false;
+	}
+	if (IsA(node, Var))
+	{
+		Var		   *var = (Var *) node;
+		Query	   *query;
+		RangeTblEntry *entry;
+
+		if ((int) var->varlevelsup >= list_length(context->queries))
+			return false;
+		query = list_nth(context->queries, var->varlevelsup);
+		if (var->varno < 1 || var->varno > list_length(query->rtable))
+			return false;
+		entry = rt_fetch(var->varno, query->rtable);
+		if (entry->rtekind != RTE_NAMEDTUPLESTORE)
+			return false;
+		if (var->varattno >= 1 && var->varattno <= RE_NATTS)
+			context->columns[var->varattno - 1] = true;
+		else
+			memset(context->columns, true, sizeof(bool) * RE_NATTS);
+		return false;
+	}
+	return expression_tree_walker(node, find_columns, context);
+}
+
+static void
+prepare_set(const Projection *projection, Handler *handler)
+{
+	MemoryContext saved = MemoryContextSwitchTo(handler->context);
+	TupleDesc	desc = event_desc();
+	ColumnsContext columns = {NIL, handler->columns};
+	SPIPlanPtr	plan;
+	ListCell   *cell;
+
+	MemoryContextSwitchTo(saved);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	if (SPI_register_relation(new_events(desc, projection->batch_events, NULL)) != SPI_OK_REL_REGISTER)
+		elog(ERROR, "could not register " NEW_EVENTS);
+	plan = SPI_prepare(projection->handler, 0, NULL);
+	if (plan == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("the handler of projection \"%s\" cannot be prepared: %s",
+						projection->name, SPI_result_code_string(SPI_result))));
+	if (SPI_plan_get_plan_sources(plan) == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("the handler of projection \"%s\" has no statement", projection->name)));
+	foreach(cell, SPI_plan_get_plan_sources(plan))
+	{
+		CachedPlanSource *source = lfirst(cell);
+		ListCell   *query;
+
+		if (source->raw_parse_tree != NULL && IsA(source->raw_parse_tree->stmt, TransactionStmt))
+			ereport(ERROR,
+					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+					 errmsg("the handler of a projection must not control transactions")));
+		foreach(query, source->query_list)
+			(void) find_columns(lfirst(query), &columns);
+	}
+	SPI_keepplan(plan);
+	handler->plan = plan;
+	SPI_finish();
+}
+
+/* The function f(recorded_event) of a name. */
+static Oid
+find_function(const Projection *projection)
+{
+	Oid			types[1] = {catalog_store()->recorded_event};
+	List	   *names;
+	Oid			function;
+	HeapTuple	tuple;
+	Form_pg_proc form;
+	bool		fits;
+	AclResult	acl;
+
+#if PG_VERSION_NUM >= 160000
+	names = stringToQualifiedNameList(projection->handler, NULL);
+#else
+	names = stringToQualifiedNameList(projection->handler);
+#endif
+	function = LookupFuncName(names, 1, types, true);
+	if (!OidIsValid(function))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("function %s(event_store.recorded_event) does not exist", projection->handler),
+				 errhint("The handler of a projection of kind event is the name of a function that takes one event.")));
+	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u", function);
+	form = (Form_pg_proc) GETSTRUCT(tuple);
+	fits = form->prokind == PROKIND_FUNCTION && !form->proretset &&
+		form->proargtypes.values[0] == types[0];
+	ReleaseSysCache(tuple);
+	if (!fits)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("%s cannot handle events", projection->handler),
+				 errhint("The handler must be a function of one event_store.recorded_event that returns no set.")));
+	acl = compat_function_aclcheck(function, GetUserId());
+	if (acl != ACLCHECK_OK)
+		aclcheck_error(acl, OBJECT_FUNCTION, projection->handler);
+	return function;
+}
+
+/*
+ * The key of a fold: an expression over the columns of an event, as it would
+ * stand in SELECT … FROM new_events.  It is evaluated outside of a query, so it
+ * can have nothing that wants one.
+ */
+static Expr *
+prepare_key(const Projection *projection, MemoryContext context)
+{
+	char	   *sql = psprintf("SELECT (%s\n)::pg_catalog.text FROM " NEW_EVENTS, projection->key);
+	QueryEnvironment *environment = create_queryEnv();
+	MemoryContext saved;
+	List	   *raw;
+	List	   *queries;
+	Query	   *query;
+	Expr	   *key;
+
+	register_ENR(environment, new_events(event_desc(), 1, NULL));
+	raw = raw_parser(sql, RAW_PARSE_DEFAULT);
+	if (list_length(raw) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("key of projection \"%s\" is not one expression", projection->name)));
+	queries = pg_analyze_and_rewrite_fixedparams(linitial_node(RawStmt, raw), sql, NULL, 0, environment);
+	query = linitial_node(Query, queries);
+	if (list_length(queries) != 1 || query->commandType != CMD_SELECT ||
+		list_length(query->rtable) != 1 || list_length(query->targetList) != 1 ||
+		query->jointree->quals != NULL || query->setOperations != NULL ||
+		query->groupClause != NIL || query->sortClause != NIL ||
+		query->limitCount != NULL || query->limitOffset != NULL || query->rowMarks != NIL ||
+		query->hasAggs || query->hasSubLinks || query->hasWindowFuncs || query->hasTargetSRFs)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("key of projection \"%s\" is not an expression over one event", projection->name),
+				 errhint("Subqueries, aggregates, window functions and sets are not possible.")));
+	if (contain_volatile_functions((Node *) query->targetList))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("key of projection \"%s\" has a volatile function", projection->name)));
+	saved = MemoryContextSwitchTo(context);
+	key = expression_planner(copyObject(linitial_node(TargetEntry, query->targetList)->expr));
+	MemoryContextSwitchTo(saved);
+	return key;
+}
+
+static void
+check_matview(const Projection *projection)
+{
+	Oid			relid;
+	RangeVar   *name;
+
+#if PG_VERSION_NUM >= 160000
+	name = makeRangeVarFromNameList(stringToQualifiedNameList(projection->handler, NULL));
+#else
+	name = makeRangeVarFromNameList(stringToQualifiedNameList(projection->handler));
+#endif
+	relid = RangeVarGetRelid(name, NoLock, false);
+	if (get_rel_relkind(relid) != RELKIND_MATVIEW)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("\"%s\" is not a materialized view", projection->handler)));
+}
+
+static void
+forget_handler(Handler *handler)
+{
+	if (handler->plan != NULL)
+		SPI_freeplan(handler->plan);
+	if (handler->context != NULL)
+		MemoryContextDelete(handler->context);
+	handler->plan = NULL;
+	handler->fold = NULL;
+	handler->key = NULL;
+	handler->context = NULL;
+}
+
+/* The handler of a projection, prepared; as its owner. */
+static Handler *
+get_handler(const Projection *projection)
+{
+	uint64		generation = catalog_store()->generation;
+	uint64		functions = function_messages;
+	Handler    *handler;
+	bool		found;
+
+	if (handlers == NULL)
+	{
+		HASHCTL		control;
+
+		control.keysize = sizeof(int32);
+		control.entrysize = sizeof(Handler);
+		handlers = hash_create("event_store handlers", 16, &control, HASH_ELEM | HASH_BLOBS);
+	}
+	handler = hash_search(handlers, &projection->id, HASH_ENTER, &found);
+	if (!found)
+	{
+		handler->plan = NULL;
+		handler->context = NULL;
+	}
+	if (found && handler->context != NULL && handler->revision == projection->revision &&
+		handler->generation == generation && handler->functions == functions &&
+		handler->owner == GetUserId())
+		return handler;
+	if (running != NULL && is_among(running->outer, projection->id))
+	{
+		/* it is in use further out, as it was: prepared for this call only */
+		handler = palloc0(sizeof(Handler));
+		handler->id = projection->id;
+	}
+	else
+		forget_handler(handler);
+	handler->context = AllocSetContextCreate(TopMemoryContext, "event_store handler",
+											 ALLOCSET_SMALL_SIZES);
+	handler->revision = -1;
+	memset(handler->columns, false, sizeof(handler->columns));
+	switch (projection->kind)
+	{
+		case PROJECTION_SET:
+			prepare_set(projection, handler);
+			break;
+		case PROJECTION_EVENT:
+			fmgr_info_cxt(find_function(projection), &handler->function, handler->context);
+			break;
+		case PROJECTION_FOLD:
+			{
+				MemoryContext saved = MemoryContextSwitchTo(handler->context);
+
+				handler->fold = fold_open(cstring_to_text(projection->handler), handler->context);
+				MemoryContextSwitchTo(saved);
+				if (projection->key != NULL)
+					handler->key = prepare_key(projection, handler->context);
+				break;
+			}
+		case PROJECTION_MATVIEW:
+			break;
+	}
+	handler->generation = generation;
+	handler->functions = functions;
+	handler->owner = GetUserId();
+	handler->revision = projection->revision;
+	return handler;
+}
+
+/* Is the handler of a projection one that can be run? */
+void
+apply_check(const Projection *projection)
+{
+	HandlerRights saved;
+	Running		run = {running, projection, NULL};
+	ErrorContextCallback callback;
+
+	callback.callback = error_context;
+	callback.arg = &run;
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
+	apply_begin(projection, &saved);
+	(void) get_handler(projection);
+	if (projection->kind == PROJECTION_MATVIEW)
+		check_matview(projection);
+	apply_end(&saved);
+	error_context_stack = callback.previous;
+}
+
+/* ----------------------------------------------------------------
+ * Set
+ * ----------------------------------------------------------------
+ */
+
+static Size
+value_size(Datum value, bool isnull)
+{
+	return isnull ? 0 : VARSIZE_ANY(DatumGetPointer(value));
+}
+
+static void
+apply_set(const Projection *projection, Handler *handler, EventSource *source,
+		  int64 max_count, Applied *applied)
+{
+	Tuplestorestate *events = tuplestore_begin_heap(false, false, work_mem);
+	TupleDesc	desc = event_desc();
+	SPIExecuteOptions options = {0};
+	int64		size = 0;
+	Datum		values[RE_NATTS];
+	bool		nulls[RE_NATTS];
+	int			result;
+
+	while (applied->count < max_count && size < projection->batch_size)
+	{
+		if (!source->next(source, values, nulls))
+		{
+			applied->ended = true;
+			break;
+		}
+		applied->position = DatumGetInt64(values[RE_POSITION]);
+		for (int i = 0; i < RE_NATTS; i++)
+			if (!handler->columns[i])
+				nulls[i] = true;
+		tuplestore_putvalues(events, desc, values, nulls);
+		size += 100 + value_size(values[RE_DATA], nulls[RE_DATA]) +
+			value_size(values[RE_METADATA], nulls[RE_METADATA]);
+		applied->count++;
+	}
+	if (applied->count > 0)
+	{
+		if (SPI_connect() != SPI_OK_CONNECT)
+			elog(ERROR, "SPI_connect failed");
+		if (SPI_register_relation(new_events(desc, applied->count, events)) != SPI_OK_REL_REGISTER)
+			elog(ERROR, "could not register " NEW_EVENTS);
+		options.dest = CreateDestReceiver(DestNone);
+		result = SPI_execute_plan_extended(handler->plan, &options);
+		if (result < 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+					 errmsg("the handler of projection \"%s\" cannot be executed: %s",
+							projection->name, SPI_result_code_string(result))));
+		SPI_finish();
+	}
+	tuplestore_end(events);
+}
+
+/* ----------------------------------------------------------------
+ * Event
+ * ----------------------------------------------------------------
+ */
+
+static void
+apply_event(const Projection *projection, Handler *handler, EventSource *source,
+			int64 max_count, Applied *applied)
+{
+	TupleDesc	desc = lookup_rowtype_tupdesc(catalog_store()->recorded_event, -1);
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "event_store event",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext saved = CurrentMemoryContext;
+	Datum		values[RE_NATTS];
+	bool		nulls[RE_NATTS];
+
+	while (applied->count < max_count)
+	{
+		LOCAL_FCINFO(call, 1);
+
+		if (!source->next(source, values, nulls))
+		{
+			applied->ended = true;
+			break;
+		}
+		running->values = values;
+		applied->position = DatumGetInt64(values[RE_POSITION]);
+		MemoryContextSwitchTo(context);
+		InitFunctionCallInfoData(*call, &handler->function, 1, InvalidOid, NULL, NULL);
+		call->args[0].value = HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
+		call->args[0].isnull = false;
+		(void) FunctionCallInvoke(call);
+		MemoryContextSwitchTo(saved);
+		MemoryContextReset(context);
+		applied->count++;
+		CHECK_FOR_INTERRUPTS();
+	}
+	running->values = NULL;
+	MemoryContextDelete(context);
+	ReleaseTupleDesc(desc);
+}
+
+/* ----------------------------------------------------------------
+ * Fold
+ * ----------------------------------------------------------------
+ */
+
+/* a key, and its state */
+typedef struct KeyState
+{
+	text	   *key;
+	uint32		hash;
+	char		status;
+	FoldState  *state;
+	int32		version;		/* of the last event */
+	int64		position;
+} KeyState;
+
+static bool
+same_key(text *a, text *b)
+{
+	return VARSIZE_ANY_EXHDR(a) == VARSIZE_ANY_EXHDR(b) &&
+		memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
+}
+
+#define SH_PREFIX keystates
+#define SH_ELEMENT_TYPE KeyState
+#define SH_KEY_TYPE text *
+#define SH_KEY key
+#define SH_HASH_KEY(table, k) \
+	hash_bytes((const unsigned char *) VARDATA_ANY(k), VARSIZE_ANY_EXHDR(k))
+#define SH_EQUAL(table, a, b) same_key(a, b)
+#define SH_STORE_HASH
+#define SH_GET_HASH(table, entry) (entry)->hash
+#define SH_SCOPE static inline
+#define SH_DECLARE
+#define SH_DEFINE
+#include "lib/simplehash.h"
+
+/* evaluates the key of events */
+typedef struct KeyReader
+{
+	EState	   *estate;			/* NULL: the key is the stream */
+	ExprContext *context;
+	ExprState  *expression;
+	TupleTableSlot *slot;
+} KeyReader;
+
+static void
+open_key(KeyReader *reader, Handler *handler)
+{
+	memset(reader, 0, sizeof(KeyReader));
+	if (handler->key == NULL)
+		return;
+	reader->estate = CreateExecutorState();
+	reader->context = GetPerTupleExprContext(reader->estate);
+	reader->expression = ExecPrepareExpr(handler->key, reader->estate);
+	reader->slot = MakeSingleTupleTableSlot(event_desc(), &TTSOpsVirtual);
+	reader->context->ecxt_scantuple = reader->slot;
+}
+
+/* The key of an event, good until the next call; NULL: it has none. */
+static text *
+read_key(KeyReader *reader, Datum *values, bool *nulls)
+{
+	Datum		value;
+	bool		isnull;
+
+	if (reader->estate == NULL)
+		return DatumGetTextPP(values[RE_STREAM]);
+	ResetExprContext(reader->context);
+	ExecClearTuple(reader->slot);
+	memcpy(reader->slot->tts_values, values, sizeof(Datum) * RE_NATTS);
+	memcpy(reader->slot->tts_isnull, nulls, sizeof(bool) * RE_NATTS);
+	ExecStoreVirtualTuple(reader->slot);
+	value = ExecEvalExprSwitchContext(reader->expression, reader->context, &isnull);
+	return isnull ? NULL : DatumGetTextPP(value);
+}
+
+static void
+close_key(KeyReader *reader)
+{
+	if (reader->estate == NULL)
+		return;
+	ExecDropSingleTupleTableSlot(reader->slot);
+	FreeExecutorState(reader->estate);
+}
+
+/* reads the states that are stored */
+typedef struct StateReader
+{
+	Probe		probe;
+	int32		id;
+	bool		opened;
+	Oid			table;
+	Oid			index;
+	Snapshot	snapshot;
+} StateReader;
+
+static Datum
+stored_state(StateReader *reader, text *key, bool *isnull)
+{
+	ScanKeyData keys[2];
+	Datum		value = (Datum) 0;
+
+	key_int32(&keys[0], 1, BTEqualStrategyNumber, reader->id);
+	key_text(&keys[1], 2, BTEqualStrategyNumber, PointerGetDatum(key));
+	if (reader->opened)
+		probe_again(&reader->probe, keys, 2);
+	else
+		probe_open(&reader->probe, reader->table, reader->index, AccessShareLock,
+				   reader->snapshot, keys, 2);
+	reader->opened = true;
+	*isnull = true;
+	if (probe_next(&reader->probe, ForwardScanDirection))
+		value = probe_value(&reader->probe, 3, isnull);
+	return value;
+}
+
+static int
+compare_keys(const void *a, const void *b)
+{
+	const KeyState *x = *(KeyState *const *) a;
+	const KeyState *y = *(KeyState *const *) b;
+	int			xlen = VARSIZE_ANY_EXHDR(x->key);
+	int			ylen = VARSIZE_ANY_EXHDR(y->key);
+	int			order = memcmp(VARDATA_ANY(x->key), VARDATA_ANY(y->key), Min(xlen, ylen));
+
+	return order != 0 ? order : xlen - ylen;
+}
+
+/* Writes all states of a batch, in order of their keys, as the owner of the store. */
+static void
+write_states(const Projection *projection, keystates_hash *states)
+{
+	static const char *const sql =
+		"INSERT INTO event_store.%s AS s (projection_id, key, state, version, position)"
+		" SELECT %d, n.key, n.state, n.version, n.position"
+		" FROM unnest($1, $2, $3, $4) AS n (key, state, version, position)"
+		" ON CONFLICT (projection_id, key) DO UPDATE SET state = excluded.state,"
+		" version = excluded.version, position = excluded.position";
+	Oid			types[4] = {TEXTARRAYOID, JSONBARRAYOID, INT4ARRAYOID, INT8ARRAYOID};
+	int			count = states->members;
+	KeyState  **sorted = palloc_extended(sizeof(KeyState *) * Max(count, 1), MCXT_ALLOC_HUGE);
+	Datum	   *columns[4];
+	bool	   *no_state = palloc(Max(count, 1));
+	Datum		arrays[4];
+	keystates_iterator iterator;
+	KeyState   *entry;
+	OwnerSwitch saved;
+	int			lower = 1;
+	int			n = 0;
+
+	for (int i = 0; i < 4; i++)
+		columns[i] = palloc_extended(sizeof(Datum) * Max(count, 1), MCXT_ALLOC_HUGE);
+	keystates_start_iterate(states, &iterator);
+	while ((entry = keystates_iterate(states, &iterator)) != NULL)
+		if (entry->state != NULL)
+			sorted[n++] = entry;
+	count = n;
+	if (count == 0)
+		return;
+	/* neighbours in the index one after the other; and one order for all */
+	qsort(sorted, count, sizeof(KeyState *), compare_keys);
+	for (int i = 0; i < count; i++)
+	{
+		columns[0][i] = PointerGetDatum(sorted[i]->key);
+		columns[1][i] = fold_result(sorted[i]->state, &no_state[i]);
+		columns[2][i] = Int32GetDatum(sorted[i]->version);
+		columns[3][i] = Int64GetDatum(sorted[i]->position);
+	}
+	arrays[0] = PointerGetDatum(construct_array(columns[0], count, TEXTOID, -1, false, TYPALIGN_INT));
+	arrays[1] = PointerGetDatum(construct_md_array(columns[1], no_state, 1, &count, &lower,
+												   JSONBOID, -1, false, TYPALIGN_INT));
+	arrays[2] = PointerGetDatum(construct_array(columns[2], count, INT4OID, 4, true, TYPALIGN_INT));
+	arrays[3] = PointerGetDatum(construct_array(columns[3], count, INT8OID, 8, FLOAT8PASSBYVAL,
+												TYPALIGN_DOUBLE));
+	state_begin(&saved);
+	if (SPI_execute_with_args(psprintf(sql, projection_state_table(projection->id), projection->id),
+							  4, types, arrays, NULL, false, 0) < 0)
+		elog(ERROR, "could not write the states of a projection");
+	state_end(&saved);
+}
+
+/*
+ * Events of an append, applied inline: their keys are locked first, all of them,
+ * in one order; then what is stored is what holds.
+ */
+static void
+lock_keys(const Projection *projection, KeyReader *reader, EventSource *source,
+		  MemoryContext context)
+{
+	keystates_hash *keys = keystates_create(context, 16, NULL);
+	keystates_iterator iterator;
+	KeyState  **sorted;
+	KeyState   *entry;
+	Datum		values[RE_NATTS];
+	bool		nulls[RE_NATTS];
+	int			n = 0;
+
+	while (source->next(source, values, nulls))
+	{
+		text	   *key = read_key(reader, values, nulls);
+		bool		found;
+
+		if (key == NULL)
+			continue;
+		entry = keystates_insert(keys, key, &found);
+		if (!found)
+		{
+			MemoryContext saved = MemoryContextSwitchTo(context);
+
+			entry->key = DatumGetTextPCopy(PointerGetDatum(key));
+			MemoryContextSwitchTo(saved);
+		}
+	}
+	source->rewind(source);
+	sorted = palloc(sizeof(KeyState *) * Max(keys->members, 1));
+	keystates_start_iterate(keys, &iterator);
+	while ((entry = keystates_iterate(keys, &iterator)) != NULL)
+		sorted[n++] = entry;
+	qsort(sorted, n, sizeof(KeyState *), compare_keys);
+	for (int i = 0; i < n; i++)
+		projection_lock_key(projection->id, VARDATA_ANY(sorted[i]->key),
+							VARSIZE_ANY_EXHDR(sorted[i]->key));
+}
+
+static void
+apply_fold(const Projection *projection, Handler *handler, EventSource *source,
+		   int64 max_count, Applied *applied)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "event_store states",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext saved = CurrentMemoryContext;
+	keystates_hash *states = keystates_create(context, 1024, NULL);
+	KeyReader	keys;
+	StateReader stored = {0};
+	Datum		values[RE_NATTS];
+	bool		nulls[RE_NATTS];
+
+	stored.id = projection->id;
+	stored.table = get_relname_relid(projection_state_table(projection->id),
+									 catalog_store()->schema);
+	stored.index = get_relname_relid(psprintf("%s_pkey", projection_state_table(projection->id)),
+									 catalog_store()->schema);
+	if (!OidIsValid(stored.table) || !OidIsValid(stored.index))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_STORE_DAMAGED),
+				 errmsg("relation \"event_store.%s\" is missing", projection_state_table(projection->id)),
+				 errhint("Drop the projection, and create it anew.")));
+	open_key(&keys, handler);
+	if (source->rewind != NULL && handler->key != NULL)
+		lock_keys(projection, &keys, source, context);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	stored.snapshot = GetActiveSnapshot();
+	while (applied->count < max_count)
+	{
+		text	   *key;
+		KeyState   *entry;
+		bool		found;
+
+		if (applied->count % LOOK_EVERY == 0 &&
+			MemoryContextMemAllocated(context, true) > projection->batch_size &&
+			applied->count > 0)
+			break;
+		if (!source->next(source, values, nulls))
+		{
+			applied->ended = true;
+			break;
+		}
+		running->values = values;
+		applied->position = DatumGetInt64(values[RE_POSITION]);
+		key = read_key(&keys, values, nulls);
+		if (key == NULL)
+		{
+			applied->count++;
+			continue;
+		}
+		entry = keystates_insert(states, key, &found);
+		if (!found)
+		{
+			Datum		state;
+			bool		isnull;
+
+			MemoryContextSwitchTo(context);
+			entry->key = DatumGetTextPCopy(PointerGetDatum(key));
+			MemoryContextSwitchTo(saved);
+			entry->state = NULL;
+			state = stored_state(&stored, entry->key, &isnull);
+			entry->state = fold_begin(handler->fold, state, isnull, context);
+		}
+		fold_step(entry->state, values, nulls);
+		entry->version = DatumGetInt32(values[RE_VERSION]);
+		entry->position = DatumGetInt64(values[RE_POSITION]);
+		applied->count++;
+		CHECK_FOR_INTERRUPTS();
+	}
+	running->values = NULL;
+	if (stored.opened)
+		probe_close(&stored.probe, true);
+	PopActiveSnapshot();
+	write_states(projection, states);
+	close_key(&keys);
+	MemoryContextDelete(context);
+}
+
+/* The state of a key, as stored. */
+Datum
+apply_read_state(const Projection *projection, text *key, bool *isnull)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum		values[2] = {Int32GetDatum(projection->id), PointerGetDatum(key)};
+	Datum		state = (Datum) 0;
+	OwnerSwitch saved;
+
+	state_begin(&saved);
+	*isnull = true;
+	if (plans_execute(&read_state, values, NULL) > 0)
+	{
+		state = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, isnull);
+		if (!*isnull)
+		{
+			MemoryContext spi = MemoryContextSwitchTo(context);
+
+			state = PointerGetDatum(DatumGetJsonbPCopy(state));
+			MemoryContextSwitchTo(spi);
+		}
+	}
+	state_end(&saved);
+	return state;
+}
+
+/* ----------------------------------------------------------------
+ * Materialized view
+ * ----------------------------------------------------------------
+ */
+
+/* Can it be refreshed while others read it?  As REFRESH … CONCURRENTLY demands. */
+static bool
+can_be_concurrent(Oid relid)
+{
+	Relation	rel = relation_open(relid, AccessShareLock);
+	bool		can = false;
+
+	if (RelationIsPopulated(rel))
+	{
+		List	   *indexes = RelationGetIndexList(rel);
+		ListCell   *cell;
+
+		foreach(cell, indexes)
+		{
+			HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(lfirst_oid(cell)));
+			Form_pg_index index;
+			bool		good;
+
+			if (!HeapTupleIsValid(tuple))
+				continue;
+			index = (Form_pg_index) GETSTRUCT(tuple);
+			good = index->indisunique && index->indimmediate && index->indisvalid &&
+				heap_attisnull(tuple, Anum_pg_index_indpred, NULL);
+			for (int i = 0; i < index->indnatts && good; i++)
+				good = index->indkey.values[i] > 0;
+			ReleaseSysCache(tuple);
+			if (good)
+				can = true;
+		}
+	}
+	relation_close(rel, AccessShareLock);
+	return can;
+}
+
+static void
+apply_matview(const Projection *projection, EventSource *source, int64 max_count,
+			  Applied *applied)
+{
+	Datum		values[RE_NATTS];
+	bool		nulls[RE_NATTS];
+	RangeVar   *name;
+	Oid			relid;
+	int			result;
+
+	/* it shows all that is there, however many */
+	while (source->next(source, values, nulls))
+	{
+		applied->position = DatumGetInt64(values[RE_POSITION]);
+		applied->count++;
+		CHECK_FOR_INTERRUPTS();
+	}
+	applied->ended = true;
+	if (applied->count == 0)
+		return;
+	check_matview(projection);
+#if PG_VERSION_NUM >= 160000
+	name = makeRangeVarFromNameList(stringToQualifiedNameList(projection->handler, NULL));
+#else
+	name = makeRangeVarFromNameList(stringToQualifiedNameList(projection->handler));
+#endif
+	relid = RangeVarGetRelid(name, NoLock, false);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	result = SPI_execute(psprintf("REFRESH MATERIALIZED VIEW %s%s",
+								  can_be_concurrent(relid) ? "CONCURRENTLY " : "",
+								  quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+															 get_rel_name(relid))), false, 0);
+	if (result < 0)
+		elog(ERROR, "could not refresh a materialized view: %s", SPI_result_code_string(result));
+	SPI_finish();
+}
+
+/* ----------------------------------------------------------------
+ * All kinds
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * Applies some events, at most so many, and no more than a batch has room for.
+ * Everything is done in the current (sub)transaction, as the owner of the
+ * projection; an error passes through.
+ */
+void
+apply_batch(const Projection *projection, EventSource *source, int64 max_count, Applied *applied)
+{
+	HandlerRights saved;
+	Running		run = {running, projection, NULL};
+	ErrorContextCallback callback;
+	Handler    *handler;
+
+	check_stack_depth();
+	memset(applied, 0, sizeof(Applied));
+	callback.callback = error_context;
+	callback.arg = &run;
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
+	apply_begin(projection, &saved);
+	running = &run;
+	PG_TRY();
+	{
+		handler = get_handler(projection);
+		switch (projection->kind)
+		{
+			case PROJECTION_SET:
+				apply_set(projection, handler, source, max_count, applied);
+				break;
+			case PROJECTION_EVENT:
+				apply_event(projection, handler, source, max_count, applied);
+				break;
+			case PROJECTION_FOLD:
+				apply_fold(projection, handler, source, max_count, applied);
+				break;
+			case PROJECTION_MATVIEW:
+				apply_matview(projection, source, max_count, applied);
+				break;
+		}
+	}
+	PG_FINALLY();
+	{
+		running = run.outer;
+	}
+	PG_END_TRY();
+	apply_end(&saved);
+	error_context_stack = callback.previous;
+	CommandCounterIncrement();
+}
+
+/* The state of a key of a live fold: folded from the events, now. */
+Datum
+apply_live(const Projection *projection, EventSource *source, text *wanted, bool *isnull)
+{
+	HandlerRights saved;
+	Running		run = {running, projection, NULL};
+	ErrorContextCallback callback;
+	MemoryContext context = CurrentMemoryContext;
+	volatile Datum state = (Datum) 0;
+
+	check_stack_depth();
+	callback.callback = error_context;
+	callback.arg = &run;
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
+	apply_begin(projection, &saved);
+	running = &run;
+	PG_TRY();
+	{
+		Handler    *handler = get_handler(projection);
+		FoldState  *fold = NULL;
+		KeyReader	keys;
+		Datum		values[RE_NATTS];
+		bool		nulls[RE_NATTS];
+
+		open_key(&keys, handler);
+		while (source->next(source, values, nulls))
+		{
+			text	   *key = read_key(&keys, values, nulls);
+
+			run.values = values;
+			if (key != NULL && same_key(key, wanted))
+			{
+				if (fold == NULL)
+					fold = fold_begin(handler->fold, (Datum) 0, true, context);
+				fold_step(fold, values, nulls);
+			}
+			CHECK_FOR_INTERRUPTS();
+		}
+		run.values = NULL;
+		close_key(&keys);
+		*isnull = true;
+		if (fold != NULL)
+			state = fold_result(fold, isnull);
+	}
+	PG_FINALLY();
+	{
+		running = run.outer;
+	}
+	PG_END_TRY();
+	apply_end(&saved);
+	error_context_stack = callback.previous;
+	return state;
+}
+
+static void
+function_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	function_messages++;
+}
+
+void
+apply_init(void)
+{
+	CacheRegisterSyscacheCallback(PROCOID, function_changed, (Datum) 0);
+}

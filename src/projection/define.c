@@ -1,0 +1,1108 @@
+/*
+ * define.c
+ *		What projections there are, and how far they have come: their rows, their
+ *		locks; creating, altering and dropping them.
+ *
+ * The checkpoint of a projection is written anew with each batch, as a row of a
+ * higher version, like the cursor of a subscription (subscription/state.c says
+ * why).  Who refreshes, alters or drops a projection has its lock to the end of
+ * the transaction, and reads its row afterwards.
+ *
+ * The tables belong to the owner of the store.  A handler is run as the role that
+ * created the projection, with the search_path that this had then (apply.c).
+ *
+ * Appenders keep the list of inline projections in their backend.  A message for
+ * the table of projections voids it; and since who makes a projection inline, or no
+ * longer so, locks the table of streams against all appenders until it commits,
+ * an append that comes after it goes by the new list.
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type_d.h"
+#include "common/hashfn.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/varlena.h"
+
+#include "common/catalog.h"
+#include "common/compat.h"
+#include "common/errors.h"
+#include "common/locks.h"
+#include "common/plans.h"
+#include "common/rows.h"
+#include "notification/notification.h"
+#include "position/position.h"
+#include "projection/projection.h"
+#include "subscription/subscription.h"
+
+PG_FUNCTION_INFO_V1(event_store_create_projection);
+PG_FUNCTION_INFO_V1(event_store_alter_projection);
+PG_FUNCTION_INFO_V1(event_store_drop_projection);
+PG_FUNCTION_INFO_V1(event_store_pause_projection);
+PG_FUNCTION_INFO_V1(event_store_resume_projection);
+
+/* each so many versions of a checkpoint the earlier ones are deleted */
+#define CLEAN_EVERY		64
+
+/* seconds that a rate looks back */
+#define RATE_WINDOW		60.0
+
+#define PROJECTION_COLUMNS \
+	"SELECT p.id, p.revision, p.name, p.kind, p.mode, p.handler, p.key, p.categories, p.types," \
+	" p.owner, p.search_path, p.paused, p.batch_events, p.batch_size," \
+	" extract(epoch FROM p.refresh_every)::float8, p.on_error = 'skip', p.max_attempts," \
+	" extract(epoch FROM p.first_delay)::float8, p.delay_factor," \
+	" extract(epoch FROM p.max_delay)::float8," \
+	" c.version, c.position, c.applied, c.applied_at, c.rate," \
+	" e.stopped, e.position, e.attempts, e.next_attempt_at" \
+	" FROM event_store.projection AS p" \
+	" CROSS JOIN LATERAL (SELECT k.* FROM event_store.projection_checkpoint AS k" \
+	" WHERE k.projection_id = p.id ORDER BY k.version DESC LIMIT 1) AS c" \
+	" LEFT JOIN event_store.projection_error AS e ON e.projection_id = p.id"
+
+static Statement read_by_name = {
+	PROJECTION_COLUMNS " WHERE p.name = $1", 1, {TEXTOID}
+};
+
+static Statement read_by_id = {
+	PROJECTION_COLUMNS " WHERE p.id = $1", 1, {INT4OID}
+};
+
+static Statement read_inline = {
+	PROJECTION_COLUMNS " WHERE p.mode = 'inline' ORDER BY p.id"
+};
+
+static Statement newest_version = {
+	"SELECT k.version FROM event_store.projection_checkpoint AS k"
+	" WHERE k.projection_id = $1 ORDER BY k.version DESC LIMIT 1",
+	1, {INT4OID}
+};
+
+static Statement clean = {
+	"DELETE FROM event_store.projection_checkpoint AS k"
+	" WHERE k.projection_id = $1 AND k.version < $2",
+	2, {INT4OID, INT8OID}
+};
+
+static Statement write_error = {
+	"INSERT INTO event_store.projection_error AS e (projection_id, position, stopped, attempts,"
+	" sql_state, message, detail, context, first_failed_at, failed_at, next_attempt_at)"
+	" VALUES ($1, $2, $3, 1, $4, $5, $6, $7, pg_catalog.clock_timestamp(),"
+	" pg_catalog.clock_timestamp(), $8)"
+	" ON CONFLICT (projection_id) DO UPDATE SET position = excluded.position,"
+	" stopped = excluded.stopped, attempts = CASE WHEN e.position = excluded.position THEN e.attempts + 1 ELSE 1 END,"
+	" sql_state = excluded.sql_state, message = excluded.message, detail = excluded.detail,"
+	" context = excluded.context, failed_at = excluded.failed_at,"
+	" first_failed_at = CASE WHEN e.position = excluded.position THEN e.first_failed_at ELSE excluded.failed_at END,"
+	" next_attempt_at = excluded.next_attempt_at",
+	8, {INT4OID, INT8OID, BOOLOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID}
+};
+
+static Statement clear_error = {
+	"DELETE FROM event_store.projection_error AS e WHERE e.projection_id = $1",
+	1, {INT4OID}
+};
+
+static Statement write_dead = {
+	"INSERT INTO event_store.projection_failure AS f (projection_id, position, attempts,"
+	" sql_state, message, detail, context, failed_at)"
+	" VALUES ($1, $2, $3, $4, $5, $6, $7, pg_catalog.clock_timestamp())"
+	" ON CONFLICT (projection_id, position) DO UPDATE SET attempts = excluded.attempts,"
+	" sql_state = excluded.sql_state, message = excluded.message, detail = excluded.detail,"
+	" context = excluded.context, failed_at = excluded.failed_at",
+	7, {INT4OID, INT8OID, INT4OID, TEXTOID, TEXTOID, TEXTOID, TEXTOID}
+};
+
+/* the inline projections, if `known` */
+static struct
+{
+	bool		known;
+	Oid			relid;			/* of the table that it is read from */
+	MemoryContext context;
+	int			count;
+	Projection *list;
+}			inline_cache;
+
+/* messages about the table of projections so far */
+static uint64 messages = 0;
+
+/* ----------------------------------------------------------------
+ * Rows
+ * ----------------------------------------------------------------
+ */
+
+void
+projection_guard(const char *what)
+{
+	PreventCommandDuringRecovery(what);
+	PreventCommandIfReadOnly(what);
+	PreventCommandIfParallelMode(what);
+	catalog_require_read(catalog_store());
+}
+
+text *
+projection_name_argument(FunctionCallInfo fcinfo, int n)
+{
+	text	   *name;
+
+	if (PG_ARGISNULL(n))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("name of a projection must not be NULL")));
+	name = PG_GETARG_TEXT_PP(n);
+	input_check_name("name of a projection", VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name));
+	return name;
+}
+
+static NameList
+name_list(Datum array)
+{
+	NameList	list;
+	Datum	   *elements;
+	bool	   *nulls;
+
+	deconstruct_array(DatumGetArrayTypePCopy(array), TEXTOID, -1, false, TYPALIGN_INT,
+					  &elements, &nulls, &list.count);
+	list.names = palloc(sizeof(text *) * Max(list.count, 1));
+	for (int i = 0; i < list.count; i++)
+		list.names[i] = DatumGetTextPP(elements[i]);
+	return list;
+}
+
+static ProjectionKind
+kind_of(const char *name)
+{
+	return strcmp(name, "set") == 0 ? PROJECTION_SET :
+		strcmp(name, "event") == 0 ? PROJECTION_EVENT :
+		strcmp(name, "fold") == 0 ? PROJECTION_FOLD : PROJECTION_MATVIEW;
+}
+
+static ProjectionMode
+mode_of(const char *name)
+{
+	return strcmp(name, "async") == 0 ? PROJECTION_ASYNC :
+		strcmp(name, "inline") == 0 ? PROJECTION_INLINE : PROJECTION_LIVE;
+}
+
+/* A row of PROJECTION_COLUMNS, in the current context. */
+static void
+read_result(HeapTuple row, TupleDesc desc, Projection *projection)
+{
+	bool		isnull;
+	Datum		value;
+	int			n = 0;
+
+#define NEXT (value = SPI_getbinval(row, desc, ++n, &isnull))
+#define NEXT_TEXT (NEXT, isnull ? NULL : TextDatumGetCString(value))
+
+	memset(projection, 0, sizeof(Projection));
+	projection->id = DatumGetInt32(NEXT);
+	projection->revision = DatumGetInt64(NEXT);
+	projection->name = NEXT_TEXT;
+	projection->kind = kind_of(NEXT_TEXT);
+	projection->mode = mode_of(NEXT_TEXT);
+	projection->handler = NEXT_TEXT;
+	projection->key = NEXT_TEXT;
+	NEXT;
+	if ((projection->by_category = !isnull))
+		projection->categories = name_list(value);
+	NEXT;
+	if ((projection->by_type = !isnull))
+		projection->types = name_list(value);
+	projection->owner = NEXT_TEXT;
+	projection->search_path = NEXT_TEXT;
+	projection->paused = DatumGetBool(NEXT);
+	projection->batch_events = DatumGetInt32(NEXT);
+	projection->batch_size = (int64) DatumGetInt32(NEXT) * 1024;
+	projection->refresh_every = DatumGetFloat8(NEXT);
+	projection->skips = DatumGetBool(NEXT);
+	projection->max_attempts = DatumGetInt32(NEXT);
+	projection->first_delay = DatumGetFloat8(NEXT);
+	projection->delay_factor = DatumGetFloat8(NEXT);
+	projection->max_delay = DatumGetFloat8(NEXT);
+	projection->version = DatumGetInt64(NEXT);
+	projection->position = DatumGetInt64(NEXT);
+	projection->applied = DatumGetInt64(NEXT);
+	projection->applied_at = DatumGetTimestampTz(NEXT);
+	projection->rate = DatumGetFloat8(NEXT);
+	NEXT;
+	projection->failing = !isnull;
+	projection->stopped = !isnull && DatumGetBool(value);
+	NEXT;
+	projection->failed_position = isnull ? 0 : DatumGetInt64(value);
+	NEXT;
+	projection->attempts = isnull ? 0 : DatumGetInt32(value);
+	NEXT;
+	projection->next_attempt_at = isnull ? 0 : DatumGetTimestampTz(value);
+
+#undef NEXT
+#undef NEXT_TEXT
+}
+
+static bool
+read_one(Statement *statement, Datum key, Projection *projection)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum		values[1] = {key};
+	OwnerSwitch saved;
+	bool		found;
+
+	state_begin(&saved);
+	found = plans_execute(statement, values, NULL) > 0;
+	if (found)
+	{
+		MemoryContext spi = MemoryContextSwitchTo(context);
+
+		read_result(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, projection);
+		MemoryContextSwitchTo(spi);
+	}
+	state_end(&saved);
+	return found;
+}
+
+bool
+projection_find(text *name, Projection *projection)
+{
+	return read_one(&read_by_name, PointerGetDatum(name), projection);
+}
+
+bool
+projection_read_id(int32 id, Projection *projection)
+{
+	return read_one(&read_by_id, Int32GetDatum(id), projection);
+}
+
+static void
+no_projection(text *name)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_VE_NO_PROJECTION),
+			 errmsg("projection \"%s\" does not exist", text_to_cstring(name))));
+}
+
+void
+projection_read(text *name, Projection *projection)
+{
+	if (!projection_find(name, projection))
+		no_projection(name);
+}
+
+/* ----------------------------------------------------------------
+ * Locks
+ * ----------------------------------------------------------------
+ */
+
+static void
+set_tag(LOCKTAG *tag, int32 id, uint32 part)
+{
+	locks_set_tag(tag, LOCK_CLASS_PROJECTION, ((uint64) (uint32) id << 32) | part);
+}
+
+/* Locks a projection to the end of the transaction. */
+bool
+projection_lock(int32 id, bool wait)
+{
+	LOCKTAG		tag;
+
+	set_tag(&tag, id, 0);
+	return LockAcquire(&tag, ExclusiveLock, false, !wait) != LOCKACQUIRE_NOT_AVAIL;
+}
+
+/* Gives that back, if nothing has been done with it. */
+void
+projection_unlock(int32 id)
+{
+	LOCKTAG		tag;
+
+	set_tag(&tag, id, 0);
+	(void) LockRelease(&tag, ExclusiveLock, false);
+}
+
+/*
+ * Locks a key of an inline fold to the end of the transaction: of two that append
+ * events for it the second goes on from what the first has left.
+ */
+void
+projection_lock_key(int32 id, const char *key, int len)
+{
+	LOCKTAG		tag;
+
+	set_tag(&tag, id, DatumGetUInt32(hash_any((const unsigned char *) key, len)) | 0x80000000);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+}
+
+/*
+ * Reads a projection by name, and locks it, waiting for who has it; what is read
+ * is what holds with the lock.
+ */
+static void
+read_locked(text *name, Projection *projection)
+{
+	for (;;)
+	{
+		int32		id;
+
+		projection_read(name, projection);
+		id = projection->id;
+		if (apply_is_running(id))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("projection \"%s\" cannot be changed by its own handler",
+							projection->name)));
+		(void) projection_lock(id, true);
+		projection_read(name, projection);
+		if (projection->id == id)
+			return;
+		projection_unlock(id);
+	}
+}
+
+/* ----------------------------------------------------------------
+ * Checkpoints and errors
+ * ----------------------------------------------------------------
+ */
+
+void
+projection_write_checkpoint(Projection *projection, const Applied *applied)
+{
+	Datum		values[6];
+
+	projection->version++;
+	projection->position = Max(projection->position, applied->position);
+	if (applied->count > 0)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+		double		seconds = Max((double) (now - projection->applied_at) / USECS_PER_SEC, 0.0);
+
+		projection->rate = projection->rate * exp(-seconds / RATE_WINDOW) +
+			applied->count / RATE_WINDOW;
+		projection->applied += applied->count;
+		projection->applied_at = now;
+	}
+	values[0] = Int32GetDatum(projection->id);
+	values[1] = Int64GetDatum(projection->version);
+	values[2] = Int64GetDatum(projection->position);
+	values[3] = Int64GetDatum(projection->applied);
+	values[4] = TimestampTzGetDatum(projection->applied_at);
+	values[5] = Float8GetDatum(projection->rate);
+	rows_insert_small(catalog_store()->projection_checkpoint, values, NULL);
+	CommandCounterIncrement();
+	if (projection->version % CLEAN_EVERY == 0)
+	{
+		OwnerSwitch saved;
+
+		state_begin(&saved);
+		(void) plans_execute(&clean, values, NULL);
+		state_end(&saved);
+	}
+}
+
+static void
+run_statement(Statement *statement, Datum *values, const char *nulls)
+{
+	OwnerSwitch saved;
+
+	state_begin(&saved);
+	(void) plans_execute(statement, values, nulls);
+	state_end(&saved);
+}
+
+static Datum
+text_or_null(const char *value, char *is_null)
+{
+	*is_null = value == NULL ? 'n' : ' ';
+	return value == NULL ? (Datum) 0 : PointerGetDatum(cstring_to_text(value));
+}
+
+/* Notes the error of an attempt; position 0: of no event in particular. */
+void
+projection_write_error(Projection *projection, const ErrorData *error, int64 position,
+					   bool stopped, TimestampTz next_attempt_at)
+{
+	Datum		values[8];
+	char		nulls[9] = "        ";
+
+	values[0] = Int32GetDatum(projection->id);
+	values[1] = Int64GetDatum(position);
+	values[2] = BoolGetDatum(stopped);
+	values[3] = text_or_null(unpack_sql_state(error->sqlerrcode), &nulls[3]);
+	values[4] = text_or_null(error->message, &nulls[4]);
+	values[5] = text_or_null(error->detail, &nulls[5]);
+	values[6] = text_or_null(error->context, &nulls[6]);
+	values[7] = TimestampTzGetDatum(next_attempt_at);
+	if (stopped)
+		nulls[7] = 'n';
+	run_statement(&write_error, values, nulls);
+}
+
+void
+projection_clear_error(Projection *projection)
+{
+	Datum		values[1] = {Int32GetDatum(projection->id)};
+
+	run_statement(&clear_error, values, NULL);
+	projection->failing = projection->stopped = false;
+	projection->attempts = 0;
+	projection->failed_position = 0;
+}
+
+/* An event is passed over for good. */
+void
+projection_write_dead(Projection *projection, const ErrorData *error, int64 position)
+{
+	Datum		values[7];
+	char		nulls[8] = "       ";
+
+	values[0] = Int32GetDatum(projection->id);
+	values[1] = Int64GetDatum(position);
+	values[2] = Int32GetDatum(projection->failed_position == position ?
+							  projection->attempts + 1 : 1);
+	values[3] = text_or_null(unpack_sql_state(error->sqlerrcode), &nulls[3]);
+	values[4] = text_or_null(error->message, &nulls[4]);
+	values[5] = text_or_null(error->detail, &nulls[5]);
+	values[6] = text_or_null(error->context, &nulls[6]);
+	run_statement(&write_dead, values, nulls);
+}
+
+/*
+ * Has the checkpoint gone on since the snapshot of a REPEATABLE READ transaction?
+ * What was done then it would do again, beside the effects that it cannot see.
+ */
+void
+projection_check_snapshot(const Projection *projection)
+{
+	Datum		values[1] = {Int32GetDatum(projection->id)};
+	OwnerSwitch saved;
+	bool		isnull;
+	int64		newest;
+
+	if (!IsolationUsesXactSnapshot())
+		return;
+	state_begin(&saved);
+	if (newest_version.plan == NULL)
+		(void) plans_execute(&newest_version, values, NULL);
+	PushActiveSnapshot(GetLatestSnapshot());
+	if (SPI_execute_plan(newest_version.plan, values, NULL, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read the checkpoint of a projection");
+	newest = SPI_processed == 0 ? -1 :
+		DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	PopActiveSnapshot();
+	state_end(&saved);
+	if (newest != projection->version)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access due to concurrent update"),
+				 errdetail("Projection \"%s\" has gone on since the snapshot of this transaction.",
+						   projection->name)));
+}
+
+/* ----------------------------------------------------------------
+ * Inline projections, as an appender knows them
+ * ----------------------------------------------------------------
+ */
+
+/* The list, which stays good until the next call. */
+Projection *
+projection_inline_list(int *count)
+{
+	const Store *store = catalog_store();
+
+	while (!inline_cache.known || inline_cache.relid != store->projection)
+	{
+		uint64		seen = messages;
+		MemoryContext saved;
+		OwnerSwitch owner;
+		uint64		n;
+
+		if (inline_cache.context == NULL)
+			inline_cache.context = AllocSetContextCreate(TopMemoryContext,
+														 "event_store inline projections",
+														 ALLOCSET_SMALL_SIZES);
+		MemoryContextReset(inline_cache.context);
+		inline_cache.known = false;
+		inline_cache.relid = store->projection;
+		inline_cache.list = NULL;
+		inline_cache.count = 0;
+		state_begin(&owner);
+		n = plans_execute(&read_inline, NULL, NULL);
+		saved = MemoryContextSwitchTo(inline_cache.context);
+		if (n > 0)
+			inline_cache.list = palloc(sizeof(Projection) * n);
+		for (uint64 i = 0; i < n; i++)
+			read_result(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, &inline_cache.list[i]);
+		inline_cache.count = (int) n;
+		MemoryContextSwitchTo(saved);
+		state_end(&owner);
+		inline_cache.known = seen == messages;
+		store = catalog_store();
+	}
+	*count = inline_cache.count;
+	return inline_cache.list;
+}
+
+static NameList
+copy_names(const NameList *list)
+{
+	NameList	copy = {list->count, palloc(sizeof(text *) * Max(list->count, 1))};
+
+	for (int i = 0; i < list->count; i++)
+		copy.names[i] = DatumGetTextPCopy(PointerGetDatum(list->names[i]));
+	return copy;
+}
+
+/* A copy in the current context. */
+void
+projection_copy(Projection *copy, const Projection *projection)
+{
+	*copy = *projection;
+	copy->name = pstrdup(projection->name);
+	copy->handler = pstrdup(projection->handler);
+	copy->key = projection->key == NULL ? NULL : pstrdup(projection->key);
+	copy->owner = pstrdup(projection->owner);
+	copy->search_path = pstrdup(projection->search_path);
+	copy->categories = copy_names(&projection->categories);
+	copy->types = copy_names(&projection->types);
+}
+
+static void
+relcache_callback(Datum arg, Oid relid)
+{
+	if (relid != InvalidOid && relid != inline_cache.relid)
+		return;
+	messages++;
+	inline_cache.known = false;
+}
+
+/* Tells all backends that their lists are void. */
+static void
+void_lists(void)
+{
+	CacheInvalidateRelcacheByRelid(catalog_store()->projection);
+	inline_cache.known = false;
+}
+
+/*
+ * Nobody appends until this transaction has ended, and who has appended has
+ * ended.  That this transaction has not appended itself is the caller's business.
+ */
+static void
+keep_appenders_out(void)
+{
+	LockRelationOid(catalog_store()->stream, ShareRowExclusiveLock);
+}
+
+/* ----------------------------------------------------------------
+ * The state of folds
+ * ----------------------------------------------------------------
+ */
+
+/* The table of a projection's states, without its schema. */
+char *
+projection_state_table(int32 id)
+{
+	return psprintf("projection_state_%d", id);
+}
+
+static void
+run_ddl(const char *sql)
+{
+	if (SPI_execute(sql, false, 0) < 0)
+		elog(ERROR, "could not execute \"%s\"", sql);
+}
+
+/*
+ * A partition of its own for the states of a projection.  By ATTACH, which lets
+ * those go on who read the states of others.
+ */
+static void
+make_state_table(int32 id)
+{
+	char	   *table = projection_state_table(id);
+	OwnerSwitch saved;
+
+	state_begin(&saved);
+	run_ddl(psprintf("CREATE TABLE event_store.%s (LIKE event_store.projection_state"
+					 " INCLUDING STORAGE INCLUDING COMPRESSION,"
+					 " CONSTRAINT %s_pkey PRIMARY KEY (projection_id, key),"
+					 " CONSTRAINT %s_id CHECK (projection_id = %d)) WITH (fillfactor = 80)",
+					 table, table, table, id));
+	run_ddl(psprintf("ALTER TABLE event_store.projection_state ATTACH PARTITION event_store.%s"
+					 " FOR VALUES IN (%d)", table, id));
+	run_ddl(psprintf("ALTER TABLE event_store.%s DROP CONSTRAINT %s_id", table, table));
+	state_end(&saved);
+}
+
+static void
+drop_state_table(int32 id)
+{
+	OwnerSwitch saved;
+
+	state_begin(&saved);
+	run_ddl(psprintf("DROP TABLE IF EXISTS event_store.%s", projection_state_table(id)));
+	state_end(&saved);
+}
+
+/* ----------------------------------------------------------------
+ * Arguments
+ * ----------------------------------------------------------------
+ */
+
+/* columns that are bounds and policy, and what they can be */
+typedef struct Setting
+{
+	const char *name;
+	Oid			type;
+	double		low;
+	double		high;			/* of an interval: seconds */
+} Setting;
+
+/* in the order of the arguments of create_projection() and alter_projection() */
+static const Setting settings[] = {
+	{"max_attempts", INT4OID, 1, 1000000},
+	{"first_delay", INTERVALOID, 0, 366 * 86400.0},
+	{"delay_factor", FLOAT8OID, 1, 1000},
+	{"max_delay", INTERVALOID, 0, 366 * 86400.0},
+	{"batch_events", INT4OID, 1, 10000000},
+	{"batch_size", INT4OID, 64, 1024 * 1024},
+	{"refresh_every", INTERVALOID, 0, 366 * 86400.0},
+};
+
+static void
+check_settings(FunctionCallInfo fcinfo, int first)
+{
+	for (int i = 0; i < lengthof(settings); i++)
+	{
+		double		value;
+
+		if (PG_ARGISNULL(first + i))
+			continue;
+		if (settings[i].type == INT4OID)
+			value = PG_GETARG_INT32(first + i);
+		else if (settings[i].type == FLOAT8OID)
+			value = PG_GETARG_FLOAT8(first + i);
+		else
+		{
+			const Interval *interval = PG_GETARG_INTERVAL_P(first + i);
+
+			value = interval->time / (double) USECS_PER_SEC + interval->day * 86400.0 +
+				interval->month * 30 * 86400.0;
+		}
+		if (!(value >= settings[i].low && value <= settings[i].high))
+			ereport(ERROR,
+					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+					 errmsg("%s is out of range", settings[i].name),
+					 settings[i].type == INTERVALOID ?
+					 errdetail("It can be %g to %g seconds.", settings[i].low, settings[i].high) :
+					 errdetail("It can be %g to %g.", settings[i].low, settings[i].high)));
+	}
+}
+
+/* One of some words. */
+static char *
+word_argument(FunctionCallInfo fcinfo, int n, const char *what, const char *words[], char *if_null)
+{
+	StringInfoData all;
+	char	   *word = PG_ARGISNULL(n) ? if_null : text_to_cstring(PG_GETARG_TEXT_PP(n));
+
+	initStringInfo(&all);
+	for (int i = 0; words[i] != NULL; i++)
+	{
+		if (word != NULL && strcmp(word, words[i]) == 0)
+			return word;
+		appendStringInfo(&all, "%s%s", i == 0 ? "" : words[i + 1] == NULL ? " or " : ", ", words[i]);
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+			 errmsg("%s must be %s", what, all.data)));
+	return NULL;
+}
+
+/*
+ * The search_path that the handler is to have: the caller's, with temporary
+ * tables at its end, where they can hide nothing.
+ */
+static char *
+handler_search_path(void)
+{
+	const char *path = namespace_search_path;
+	char	   *copy = pstrdup(path);
+	List	   *names = NIL;
+	ListCell   *cell;
+
+	(void) SplitIdentifierString(copy, ',', &names);
+	foreach(cell, names)
+		if (strcmp(lfirst(cell), "pg_temp") == 0)
+			return pstrdup(path);
+	return names == NIL ? pstrdup("pg_temp") : psprintf("%s, pg_temp", path);
+}
+
+/* ----------------------------------------------------------------
+ * Creating, altering and dropping
+ * ----------------------------------------------------------------
+ */
+
+/* the arguments of create_projection() */
+enum
+{
+	CP_NAME,
+	CP_KIND,
+	CP_HANDLER,
+	CP_MODE,
+	CP_CATEGORIES,
+	CP_TYPES,
+	CP_KEY,
+	CP_START_AFTER,
+	CP_ON_ERROR,
+	CP_SETTINGS,
+	CP_OWNER = CP_SETTINGS + lengthof(settings),
+	CP_SEARCH_PATH,
+	CP_PARAMETERS
+};
+
+static const char *kinds[] = {"set", "event", "fold", "matview", NULL};
+static const char *modes[] = {"async", "inline", "live", NULL};
+static const char *on_errors[] = {"stop", "skip", NULL};
+
+static void
+refuse_mode(ProjectionKind kind, ProjectionMode mode)
+{
+	if (mode == PROJECTION_LIVE && kind != PROJECTION_FOLD)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("only a fold can be live"),
+				 errhint("What others make is in tables of your own; a view computes at each read.")));
+	if (mode == PROJECTION_INLINE && kind == PROJECTION_MATVIEW)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("a materialized view cannot be refreshed inline")));
+}
+
+/*
+ * What the transaction has appended itself would be applied neither by the
+ * refresh that comes before (it is not settled) nor by the appends that come.
+ */
+static void
+begin_inline(Projection *projection)
+{
+	int64		applied;
+
+	catalog_require_owner(catalog_store());
+	if (settled_own_bound() != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("a projection cannot become inline in a transaction that has appended events")));
+	keep_appenders_out();
+	/* what there is already */
+	projection->mode = PROJECTION_ASYNC;
+	(void) refresh_run(projection, PG_INT64_MAX, 0, &applied);
+	projection->mode = PROJECTION_INLINE;
+	if (projection->failing)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_PROJECTION_FAILED),
+				 errmsg("projection \"%s\" cannot become inline, because an event that is there already fails",
+						projection->name),
+				 errhint("Create it with mode async, and look at event_store.projections.")));
+	void_lists();
+}
+
+Datum
+event_store_create_projection(PG_FUNCTION_ARGS)
+{
+	static const char *const sql =
+		"WITH made AS (INSERT INTO event_store.projection AS p (name, kind, handler, mode, categories,"
+		" types, key, on_error, max_attempts, first_delay, delay_factor, max_delay, batch_events,"
+		" batch_size, refresh_every, owner, search_path)"
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $9, coalesce($10, 5), coalesce($11, '1 s'),"
+		" coalesce($12, 2), coalesce($13, '5 min'), coalesce($14, 10000), coalesce($15, 16384),"
+		" coalesce($16, '0'), $17, $18)"
+		" ON CONFLICT (name) DO NOTHING RETURNING p.id)"
+		" INSERT INTO event_store.projection_checkpoint"
+		" (projection_id, version, position, applied, applied_at, rate)"
+		" SELECT made.id, 1, $8, 0, pg_catalog.clock_timestamp(), 0 FROM made";
+	Oid			types[CP_PARAMETERS] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTARRAYOID,
+	TEXTARRAYOID, TEXTOID, INT8OID, TEXTOID};
+	Datum		values[CP_PARAMETERS];
+	char		nulls[CP_PARAMETERS];
+	text	   *name;
+	char	   *kind;
+	char	   *mode;
+	int64		start;
+	Projection	projection;
+	OwnerSwitch saved;
+	uint64		count;
+
+	projection_guard("event_store.create_projection()");
+	name = projection_name_argument(fcinfo, CP_NAME);
+	if (PG_ARGISNULL(CP_KIND) || PG_ARGISNULL(CP_HANDLER))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("kind and handler of a projection must not be NULL")));
+	kind = word_argument(fcinfo, CP_KIND, "kind", kinds, NULL);
+	mode = word_argument(fcinfo, CP_MODE, "mode", modes, "async");
+	(void) word_argument(fcinfo, CP_ON_ERROR, "on_error", on_errors, "stop");
+	refuse_mode(kind_of(kind), mode_of(mode));
+	manage_check_filter(fcinfo, CP_CATEGORIES, "categories", false);
+	manage_check_filter(fcinfo, CP_TYPES, "types", false);
+	if (!PG_ARGISNULL(CP_KEY) && kind_of(kind) != PROJECTION_FOLD)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("only a fold has a key")));
+	check_settings(fcinfo, CP_SETTINGS);
+	start = PG_ARGISNULL(CP_START_AFTER) ? settled_mark() :
+		manage_checked_position(PG_GETARG_INT64(CP_START_AFTER));
+
+	for (int i = 0; i < CP_OWNER; i++)
+	{
+		if (i >= CP_SETTINGS)
+			types[i] = settings[i - CP_SETTINGS].type;
+		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
+		values[i] = PG_GETARG_DATUM(i);
+	}
+	types[CP_OWNER] = types[CP_SEARCH_PATH] = TEXTOID;
+	values[CP_MODE] = PointerGetDatum(cstring_to_text(mode));
+	values[CP_START_AFTER] = Int64GetDatum(start);
+	if (PG_ARGISNULL(CP_ON_ERROR))
+		values[CP_ON_ERROR] = PointerGetDatum(cstring_to_text("stop"));
+	values[CP_OWNER] = PointerGetDatum(cstring_to_text(GetUserNameFromId(GetUserId(), false)));
+	values[CP_SEARCH_PATH] = PointerGetDatum(cstring_to_text(handler_search_path()));
+	nulls[CP_MODE] = nulls[CP_START_AFTER] = nulls[CP_ON_ERROR] = ' ';
+	nulls[CP_OWNER] = nulls[CP_SEARCH_PATH] = ' ';
+	if (mode_of(mode) == PROJECTION_INLINE)
+		catalog_require_owner(catalog_store());
+
+	state_begin(&saved);
+	if (SPI_execute_with_args(sql, CP_PARAMETERS, types, values, nulls, false, 0) < 0)
+		elog(ERROR, "could not create a projection");
+	count = SPI_processed;
+	state_end(&saved);
+	if (count == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_PROJECTION_EXISTS),
+				 errmsg("projection \"%s\" exists already", text_to_cstring(name))));
+
+	read_locked(name, &projection);
+	apply_check(&projection);
+	if (projection.kind == PROJECTION_FOLD && projection.mode != PROJECTION_LIVE)
+		make_state_table(projection.id);
+	if (projection.mode == PROJECTION_INLINE)
+		begin_inline(&projection);
+	wake_at_end();
+	PG_RETURN_INT64(projection.position);
+}
+
+/* the arguments of alter_projection() */
+enum
+{
+	AP_NAME,
+	AP_HANDLER,
+	AP_MODE,
+	AP_ON_ERROR,
+	AP_SETTINGS,
+	AP_SEARCH_PATH = AP_SETTINGS + lengthof(settings),
+	AP_ID,
+	AP_PARAMETERS
+};
+
+/*
+ * Who alters a projection must be its owner, or owner of the store, for the handler
+ * keeps the owner's rights.
+ */
+static void
+require_projection_owner(const Projection *projection)
+{
+	Oid			owner = get_role_oid(projection->owner, true);
+
+	if (OidIsValid(owner) && has_privs_of_role(GetUserId(), owner))
+		return;
+	catalog_require_owner(catalog_store());
+}
+
+Datum
+event_store_alter_projection(PG_FUNCTION_ARGS)
+{
+	static const char *const sql =
+		"UPDATE event_store.projection AS p SET revision = p.revision + 1,"
+		" handler = coalesce($2, p.handler), mode = coalesce($3, p.mode),"
+		" on_error = coalesce($4, p.on_error), max_attempts = coalesce($5, p.max_attempts),"
+		" first_delay = coalesce($6, p.first_delay), delay_factor = coalesce($7, p.delay_factor),"
+		" max_delay = coalesce($8, p.max_delay), batch_events = coalesce($9, p.batch_events),"
+		" batch_size = coalesce($10, p.batch_size), refresh_every = coalesce($11, p.refresh_every),"
+		" search_path = CASE WHEN $2 IS NULL THEN p.search_path ELSE $12 END"
+		" WHERE p.id = $13";
+	Oid			types[AP_PARAMETERS] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[AP_PARAMETERS];
+	char		nulls[AP_PARAMETERS];
+	text	   *name;
+	Projection	projection;
+	ProjectionMode before;
+	OwnerSwitch saved;
+
+	projection_guard("event_store.alter_projection()");
+	name = projection_name_argument(fcinfo, AP_NAME);
+	if (!PG_ARGISNULL(AP_MODE))
+		(void) word_argument(fcinfo, AP_MODE, "mode", modes, NULL);
+	if (!PG_ARGISNULL(AP_ON_ERROR))
+		(void) word_argument(fcinfo, AP_ON_ERROR, "on_error", on_errors, NULL);
+	check_settings(fcinfo, AP_SETTINGS);
+	read_locked(name, &projection);
+	require_projection_owner(&projection);
+	/* the handler is the owner's, and has the owner's rights: nobody else's words */
+	if (!PG_ARGISNULL(AP_HANDLER) &&
+		get_role_oid(projection.owner, true) != GetUserId())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("only role \"%s\" can give projection \"%s\" another handler",
+						projection.owner, projection.name),
+				 errhint("It runs with the rights of that role. Drop the projection, and create it anew.")));
+	before = projection.mode;
+	for (int i = 0; i < AP_SEARCH_PATH; i++)
+	{
+		if (i >= AP_SETTINGS)
+			types[i] = settings[i - AP_SETTINGS].type;
+		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
+		values[i] = PG_GETARG_DATUM(i);
+	}
+	types[AP_SEARCH_PATH] = TEXTOID;
+	values[AP_SEARCH_PATH] = PointerGetDatum(cstring_to_text(handler_search_path()));
+	types[AP_ID] = INT4OID;
+	values[AP_ID] = Int32GetDatum(projection.id);
+	nulls[AP_SEARCH_PATH] = nulls[AP_ID] = ' ';
+	if (!PG_ARGISNULL(AP_MODE))
+	{
+		ProjectionMode mode = mode_of(text_to_cstring(PG_GETARG_TEXT_PP(AP_MODE)));
+
+		refuse_mode(projection.kind, mode);
+		if ((mode == PROJECTION_LIVE) != (before == PROJECTION_LIVE))
+			ereport(ERROR,
+					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+					 errmsg("a projection cannot become live, nor cease to be"),
+					 errhint("Drop it, and create it anew.")));
+	}
+	state_begin(&saved);
+	if (SPI_execute_with_args(sql, AP_PARAMETERS, types, values, nulls, false, 0) < 0)
+		elog(ERROR, "could not alter a projection");
+	state_end(&saved);
+	projection_read(name, &projection);
+	if (!PG_ARGISNULL(AP_HANDLER))
+		apply_check(&projection);
+	if (projection.mode == PROJECTION_INLINE && before != PROJECTION_INLINE)
+		begin_inline(&projection);
+	else if (before == PROJECTION_INLINE)
+	{
+		catalog_require_owner(catalog_store());
+		if (projection.mode != PROJECTION_INLINE)
+		{
+			/* all that has been appended has been applied; what will be is not yet */
+			Applied		applied = {0};
+
+			if (settled_own_bound() != 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+						 errmsg("a projection cannot cease to be inline in a transaction that has appended events")));
+			keep_appenders_out();
+			applied.position = settled_mark();
+			projection_write_checkpoint(&projection, &applied);
+		}
+		void_lists();
+	}
+	wake_at_end();
+	PG_RETURN_VOID();
+}
+
+Datum
+event_store_drop_projection(PG_FUNCTION_ARGS)
+{
+	static const char *const tables[] = {
+		"projection_checkpoint", "projection_error", "projection_failure"
+	};
+	Oid			types[1] = {INT4OID};
+	Datum		values[1];
+	Projection	projection;
+	OwnerSwitch saved;
+
+	projection_guard("event_store.drop_projection()");
+	read_locked(projection_name_argument(fcinfo, 0), &projection);
+	require_projection_owner(&projection);
+	values[0] = Int32GetDatum(projection.id);
+	state_begin(&saved);
+	for (int i = 0; i < lengthof(tables); i++)
+		if (SPI_execute_with_args(psprintf("DELETE FROM event_store.%s AS x WHERE x.projection_id = $1",
+										   tables[i]), 1, types, values, NULL, false, 0) < 0)
+			elog(ERROR, "could not drop a projection");
+	if (SPI_execute_with_args("DELETE FROM event_store.projection AS p WHERE p.id = $1",
+							  1, types, values, NULL, false, 0) < 0)
+		elog(ERROR, "could not drop a projection");
+	state_end(&saved);
+	if (projection.kind == PROJECTION_FOLD && projection.mode != PROJECTION_LIVE)
+	{
+		/* no append that goes by the old list is in the middle */
+		if (projection.mode == PROJECTION_INLINE)
+			keep_appenders_out();
+		drop_state_table(projection.id);
+	}
+	void_lists();
+	PG_RETURN_VOID();
+}
+
+static void
+set_paused(FunctionCallInfo fcinfo, bool paused)
+{
+	Oid			types[2] = {INT4OID, BOOLOID};
+	Datum		values[2];
+	Projection	projection;
+	OwnerSwitch saved;
+
+	read_locked(projection_name_argument(fcinfo, 0), &projection);
+	if (projection.mode != PROJECTION_ASYNC)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("only an asynchronous projection can be paused or resumed")));
+	values[0] = Int32GetDatum(projection.id);
+	values[1] = BoolGetDatum(paused);
+	state_begin(&saved);
+	if (SPI_execute_with_args("UPDATE event_store.projection AS p SET paused = $2"
+							  " WHERE p.id = $1 AND p.paused <> $2", 2, types, values, NULL, false, 0) < 0)
+		elog(ERROR, "could not pause a projection");
+	state_end(&saved);
+	if (!paused && projection.failing)
+		projection_clear_error(&projection);
+	wake_at_end();
+}
+
+Datum
+event_store_pause_projection(PG_FUNCTION_ARGS)
+{
+	projection_guard("event_store.pause_projection()");
+	set_paused(fcinfo, true);
+	PG_RETURN_VOID();
+}
+
+Datum
+event_store_resume_projection(PG_FUNCTION_ARGS)
+{
+	projection_guard("event_store.resume_projection()");
+	set_paused(fcinfo, false);
+	PG_RETURN_VOID();
+}
+
+void
+projection_init(void)
+{
+	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+	apply_init();
+	inline_init();
+}

@@ -1,0 +1,147 @@
+/*
+ * projection.h
+ *		Read models that are kept up to date: see README.md beside this file.
+ */
+#ifndef EVENT_STORE_PROJECTION_H
+#define EVENT_STORE_PROJECTION_H
+
+#include "fmgr.h"
+#include "utils/timestamp.h"
+
+#include "stream/read.h"
+#include "stream/stream.h"
+
+typedef enum ProjectionKind
+{
+	PROJECTION_SET,				/* SQL statements over a batch of events */
+	PROJECTION_EVENT,			/* a function of one event */
+	PROJECTION_FOLD,			/* a state by stream, or by key */
+	PROJECTION_MATVIEW			/* a materialized view that is refreshed */
+} ProjectionKind;
+
+typedef enum ProjectionMode
+{
+	PROJECTION_ASYNC,			/* by refresh_projection(), which the worker calls */
+	PROJECTION_INLINE,			/* in the transaction that appends */
+	PROJECTION_LIVE				/* at each read */
+} ProjectionMode;
+
+/* a projection, and how far it is; texts and arrays in the caller's context */
+typedef struct Projection
+{
+	int32		id;
+	int64		revision;		/* another one: it has been altered */
+	char	   *name;
+	ProjectionKind kind;
+	ProjectionMode mode;
+	char	   *handler;
+	char	   *key;			/* of a fold: an expression; NULL: the stream */
+	bool		by_category;
+	NameList	categories;
+	bool		by_type;
+	NameList	types;
+	char	   *owner;
+	char	   *search_path;
+	bool		paused;
+
+	/* bounds of a batch */
+	int			batch_events;
+	int64		batch_size;		/* bytes */
+	double		refresh_every;	/* of a materialized view: seconds */
+
+	/* what becomes of an event that fails; times in seconds */
+	bool		skips;			/* it is passed over in the end */
+	int			max_attempts;
+	double		first_delay;
+	double		delay_factor;
+	double		max_delay;
+
+	/* the checkpoint */
+	int64		version;
+	int64		position;
+	int64		applied;		/* events so far */
+	TimestampTz applied_at;
+	double		rate;
+
+	/* the event that failed last, if it is not over */
+	bool		failing;
+	bool		stopped;
+	int64		failed_position;	/* 0: not known which */
+	int			attempts;
+	TimestampTz next_attempt_at;
+} Projection;
+
+/* where the events of a batch come from */
+typedef struct EventSource EventSource;
+struct EventSource
+{
+	/* the next one: columns of recorded_event, good until the next call */
+	bool		(*next) (EventSource *source, Datum *values, bool *nulls);
+	/* begins again; NULL: it cannot; those of an append can */
+	void		(*rewind) (EventSource *source);
+};
+
+/* what has been applied */
+typedef struct Applied
+{
+	int64		count;
+	int64		position;		/* of the last event */
+	bool		ended;			/* there was no further one */
+} Applied;
+
+/* ----------------------------------------------------------------
+ * define.c: the rows of projections
+ * ----------------------------------------------------------------
+ */
+extern text *projection_name_argument(FunctionCallInfo fcinfo, int n);
+extern void projection_guard(const char *what);
+extern bool projection_find(text *name, Projection *projection);
+extern void projection_read(text *name, Projection *projection);
+extern bool projection_read_id(int32 id, Projection *projection);
+extern bool projection_lock(int32 id, bool wait);
+extern void projection_unlock(int32 id);
+extern void projection_lock_key(int32 id, const char *key, int len);
+extern void projection_write_checkpoint(Projection *projection, const Applied *applied);
+extern void projection_write_error(Projection *projection, const ErrorData *error,
+								   int64 position, bool stopped, TimestampTz next_attempt_at);
+extern void projection_clear_error(Projection *projection);
+extern void projection_write_dead(Projection *projection, const ErrorData *error,
+								  int64 position);
+extern Projection *projection_inline_list(int *count);
+extern void projection_copy(Projection *copy, const Projection *projection);
+extern void projection_check_snapshot(const Projection *projection);
+extern char *projection_state_table(int32 id);
+
+/* ----------------------------------------------------------------
+ * apply.c: a batch of events and its handler
+ * ----------------------------------------------------------------
+ */
+typedef struct HandlerRights
+{
+	Oid			user;
+	int			context;
+	int			guc_level;
+} HandlerRights;
+
+extern void apply_begin(const Projection *projection, HandlerRights *saved);
+extern void apply_end(HandlerRights *saved);
+extern void apply_check(const Projection *projection);
+extern void apply_batch(const Projection *projection, EventSource *source,
+						int64 max_count, Applied *applied);
+extern bool apply_is_running(int32 id);
+extern Datum apply_live(const Projection *projection, EventSource *source, text *wanted,
+						bool *isnull);
+extern Datum apply_read_state(const Projection *projection, text *key, bool *isnull);
+extern void apply_init(void);
+
+/* inline.c */
+extern void inline_init(void);
+
+/* all of the folder */
+extern void projection_init(void);
+
+/* refresh.c */
+extern bool refresh_run(Projection *projection, int64 max_count, TimestampTz until,
+						int64 *total);
+
+#endif

@@ -1,0 +1,358 @@
+-- ---------------------------------------------------------------------------
+-- projection: read models that are kept up to date
+-- ---------------------------------------------------------------------------
+
+CREATE SEQUENCE event_store.projection_id AS int;
+ALTER SEQUENCE event_store.projection_id OWNER TO @extowner@;
+COMMENT ON SEQUENCE event_store.projection_id IS 'ids of projections';
+SELECT pg_extension_config_dump('event_store.projection_id', '');
+
+CREATE TABLE event_store.projection (
+	id				int NOT NULL DEFAULT nextval('event_store.projection_id'),
+	revision		bigint NOT NULL DEFAULT 1,
+	name			text COLLATE "C" NOT NULL,
+	kind			text NOT NULL,
+	mode			text NOT NULL,
+	handler			text NOT NULL,
+	key				text,
+	categories		text[],
+	types			text[],
+	owner			text NOT NULL,
+	search_path		text NOT NULL,
+	paused			boolean NOT NULL DEFAULT false,
+	batch_events	int NOT NULL,
+	batch_size		int NOT NULL,
+	refresh_every	interval NOT NULL,
+	on_error		text NOT NULL,
+	max_attempts	int NOT NULL,
+	first_delay		interval NOT NULL,
+	delay_factor	float8 NOT NULL,
+	max_delay		interval NOT NULL,
+	created_at		timestamptz NOT NULL DEFAULT now(),
+	CONSTRAINT projection_pkey PRIMARY KEY (id),
+	CONSTRAINT projection_name_key UNIQUE (name)
+);
+ALTER TABLE event_store.projection OWNER TO @extowner@;
+COMMENT ON TABLE event_store.projection IS 'read models: what they are made of, and how; see the view projections';
+COMMENT ON COLUMN event_store.projection.id IS 'what the tables of projections carry in place of the name';
+COMMENT ON COLUMN event_store.projection.revision IS 'rises with each change of the row';
+COMMENT ON COLUMN event_store.projection.name IS 'the projection''s name';
+COMMENT ON COLUMN event_store.projection.kind IS 'what the handler is: set, event, fold, matview';
+COMMENT ON COLUMN event_store.projection.mode IS 'when it runs: async, inline, live';
+COMMENT ON COLUMN event_store.projection.handler IS 'SQL statements over new_events; or the name of a function, of a built-in fold, of a materialized view';
+COMMENT ON COLUMN event_store.projection.key IS 'of a fold: the expression over an event that gives the key of its state; NULL: the stream';
+COMMENT ON COLUMN event_store.projection.categories IS 'categories that it reads; NULL: all';
+COMMENT ON COLUMN event_store.projection.types IS 'types that it reads; NULL: all';
+COMMENT ON COLUMN event_store.projection.owner IS 'the role that the handler runs as: who created it';
+COMMENT ON COLUMN event_store.projection.search_path IS 'and the search_path that it has';
+COMMENT ON COLUMN event_store.projection.paused IS 'whether refreshes do nothing';
+COMMENT ON COLUMN event_store.projection.batch_events IS 'events that are applied at once, at most';
+COMMENT ON COLUMN event_store.projection.batch_size IS 'and kilobytes of events, or of states, after which a batch ends';
+COMMENT ON COLUMN event_store.projection.refresh_every IS 'between two refreshes of a materialized view, at least';
+COMMENT ON COLUMN event_store.projection.on_error IS 'what becomes of an event that has failed for good: stop, the projection stops before it; skip, it is passed over';
+COMMENT ON COLUMN event_store.projection.max_attempts IS 'after so many failed attempts it has';
+COMMENT ON COLUMN event_store.projection.first_delay IS 'from the first failure to the second attempt';
+COMMENT ON COLUMN event_store.projection.delay_factor IS 'by which the delay grows with each failure';
+COMMENT ON COLUMN event_store.projection.max_delay IS 'to which it grows';
+COMMENT ON COLUMN event_store.projection.created_at IS 'when it was created';
+SELECT pg_extension_config_dump('event_store.projection', '');
+
+CREATE TABLE event_store.projection_checkpoint (
+	projection_id	int NOT NULL,
+	version			bigint NOT NULL,
+	position		bigint NOT NULL,
+	applied			bigint NOT NULL,
+	applied_at		timestamptz NOT NULL,
+	rate			float8 NOT NULL,
+	CONSTRAINT projection_checkpoint_pkey PRIMARY KEY (projection_id, version)
+);
+ALTER TABLE event_store.projection_checkpoint OWNER TO @extowner@;
+COMMENT ON TABLE event_store.projection_checkpoint IS 'how far projections have come; a row is never altered, the last version of each counts';
+COMMENT ON COLUMN event_store.projection_checkpoint.projection_id IS 'event_store.projection.id';
+COMMENT ON COLUMN event_store.projection_checkpoint.version IS 'rises with each change; rows of earlier ones are deleted now and then';
+COMMENT ON COLUMN event_store.projection_checkpoint.position IS 'all events up to here have been applied, or passed over';
+COMMENT ON COLUMN event_store.projection_checkpoint.applied IS 'how many so far';
+COMMENT ON COLUMN event_store.projection_checkpoint.applied_at IS 'when the last were';
+COMMENT ON COLUMN event_store.projection_checkpoint.rate IS 'how many a second about then: the mean of the last minute, roughly';
+SELECT pg_extension_config_dump('event_store.projection_checkpoint', '');
+
+CREATE TABLE event_store.projection_error (
+	projection_id	int NOT NULL,
+	position		bigint NOT NULL,
+	stopped			boolean NOT NULL,
+	attempts		int NOT NULL,
+	sql_state		text NOT NULL,
+	message			text,
+	detail			text,
+	context			text,
+	first_failed_at	timestamptz NOT NULL,
+	failed_at		timestamptz NOT NULL,
+	next_attempt_at	timestamptz,
+	CONSTRAINT projection_error_pkey PRIMARY KEY (projection_id)
+) WITH (fillfactor = 50);
+ALTER TABLE event_store.projection_error OWNER TO @extowner@;
+COMMENT ON TABLE event_store.projection_error IS 'what keeps projections from going on';
+COMMENT ON COLUMN event_store.projection_error.projection_id IS 'event_store.projection.id';
+COMMENT ON COLUMN event_store.projection_error.position IS 'of the event that fails; 0: no event is to blame';
+COMMENT ON COLUMN event_store.projection_error.stopped IS 'whether it has failed for good';
+COMMENT ON COLUMN event_store.projection_error.attempts IS 'attempts so far';
+COMMENT ON COLUMN event_store.projection_error.sql_state IS 'SQLSTATE of the last error';
+COMMENT ON COLUMN event_store.projection_error.message IS 'its message';
+COMMENT ON COLUMN event_store.projection_error.detail IS 'its detail';
+COMMENT ON COLUMN event_store.projection_error.context IS 'its context';
+COMMENT ON COLUMN event_store.projection_error.first_failed_at IS 'when it failed first';
+COMMENT ON COLUMN event_store.projection_error.failed_at IS 'when it failed last';
+COMMENT ON COLUMN event_store.projection_error.next_attempt_at IS 'when it is tried again; NULL: not by itself';
+SELECT pg_extension_config_dump('event_store.projection_error', '');
+
+CREATE TABLE event_store.projection_failure (
+	projection_id	int NOT NULL,
+	position		bigint NOT NULL,
+	attempts		int NOT NULL,
+	sql_state		text NOT NULL,
+	message			text,
+	detail			text,
+	context			text,
+	failed_at		timestamptz NOT NULL,
+	CONSTRAINT projection_failure_pkey PRIMARY KEY (projection_id, position)
+);
+ALTER TABLE event_store.projection_failure OWNER TO @extowner@;
+COMMENT ON TABLE event_store.projection_failure IS 'events that projections have passed over: their dead letters';
+COMMENT ON COLUMN event_store.projection_failure.projection_id IS 'event_store.projection.id';
+COMMENT ON COLUMN event_store.projection_failure.position IS 'of the event';
+COMMENT ON COLUMN event_store.projection_failure.attempts IS 'attempts that failed';
+COMMENT ON COLUMN event_store.projection_failure.sql_state IS 'SQLSTATE of the last error';
+COMMENT ON COLUMN event_store.projection_failure.message IS 'its message';
+COMMENT ON COLUMN event_store.projection_failure.detail IS 'its detail';
+COMMENT ON COLUMN event_store.projection_failure.context IS 'its context';
+COMMENT ON COLUMN event_store.projection_failure.failed_at IS 'when it failed last';
+SELECT pg_extension_config_dump('event_store.projection_failure', '');
+
+-- A partition for each fold that stores states: projection_state_<id>.
+CREATE TABLE event_store.projection_state (
+	projection_id	int NOT NULL,
+	key				text COLLATE "C" NOT NULL,
+	state			jsonb,
+	version			int NOT NULL,
+	position		bigint NOT NULL,
+	CONSTRAINT projection_state_pkey PRIMARY KEY (projection_id, key)
+) PARTITION BY LIST (projection_id);
+ALTER TABLE event_store.projection_state OWNER TO @extowner@;
+COMMENT ON TABLE event_store.projection_state IS 'the states of folds, a partition for each projection; see the view projection_states';
+COMMENT ON COLUMN event_store.projection_state.projection_id IS 'event_store.projection.id';
+COMMENT ON COLUMN event_store.projection_state.key IS 'the stream, or the value of the projection''s key';
+COMMENT ON COLUMN event_store.projection_state.state IS 'the state';
+COMMENT ON COLUMN event_store.projection_state.version IS 'version of the last event of it in its stream';
+COMMENT ON COLUMN event_store.projection_state.position IS 'position of that event';
+SELECT pg_extension_config_dump('event_store.projection_state', '');
+
+CREATE FUNCTION event_store.create_projection(
+	name text,
+	kind text,
+	handler text,
+	mode text DEFAULT 'async',
+	categories text[] DEFAULT NULL,
+	types text[] DEFAULT NULL,
+	key text DEFAULT NULL,
+	start_after bigint DEFAULT 0,
+	on_error text DEFAULT 'stop',
+	max_attempts int DEFAULT 5,
+	first_delay interval DEFAULT '1 s',
+	delay_factor float8 DEFAULT 2,
+	max_delay interval DEFAULT '5 min',
+	batch_events int DEFAULT 10000,
+	batch_size int DEFAULT 16384,
+	refresh_every interval DEFAULT '0 s'
+) RETURNS bigint
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_create_projection';
+REVOKE ALL ON FUNCTION event_store.create_projection(text, text, text, text, text[], text[], text, bigint, text, int, interval, float8, interval, int, int, interval) FROM PUBLIC;
+ALTER FUNCTION event_store.create_projection(text, text, text, text, text[], text[], text, bigint, text, int, interval, float8, interval, int, int, interval) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.create_projection(text, text, text, text, text[], text[], text, bigint, text, int, interval, float8, interval, int, int, interval) IS
+'create_projection(name, kind, handler, mode = async, categories = NULL, types = NULL, key = NULL, start_after = 0, on_error = stop, max_attempts = 5, first_delay = 1 s, delay_factor = 2, max_delay = 5 min, batch_events = 10000, batch_size = 16384 kB, refresh_every = 0 s) -> bigint: makes a read model that is kept up to date with the events of some categories and types (NULL: all); returns where it begins. kind and handler: set, one or more SQL statements that see a batch of events as the relation new_events, with the columns of recorded_event; event, the name of a function that takes a recorded_event, and is called for each; fold, the name of a function f(state jsonb, event recorded_event) returning jsonb, or a built-in fold, whose states the extension stores by stream, or by key, an SQL expression over the columns of an event (NULL: the event has none); matview, the name of a materialized view, which is refreshed when there are such events, CONCURRENTLY if it can be, at most once per refresh_every. mode: async, by refresh_projection() or the worker, in batches of at most batch_events events and about batch_size kilobytes; inline, in the transaction that appends, after all that is there has been applied in this one, for which appends wait (only the owner of the store may, not for a matview); live, at each projection_state() (only for a fold). Effect and checkpoint commit together. The handler runs as the role that calls this, with its search_path, in a restricted context (no temporary tables, no SET ROLE). start_after: the position after which it begins; NULL: the settled end. on_error: an event that fails is tried again, up to max_attempts times, after first_delay, which grows by delay_factor to max_delay; then the projection stops, or skips it (see projection_failures). Needs SELECT on the view events. Raises VE002 for an invalid argument, VE011 if the name is taken, 42883 if there is no such function, and the errors of a handler that cannot be prepared.';
+
+CREATE FUNCTION event_store.alter_projection(
+	name text,
+	handler text DEFAULT NULL,
+	mode text DEFAULT NULL,
+	on_error text DEFAULT NULL,
+	max_attempts int DEFAULT NULL,
+	first_delay interval DEFAULT NULL,
+	delay_factor float8 DEFAULT NULL,
+	max_delay interval DEFAULT NULL,
+	batch_events int DEFAULT NULL,
+	batch_size int DEFAULT NULL,
+	refresh_every interval DEFAULT NULL
+) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_alter_projection';
+REVOKE ALL ON FUNCTION event_store.alter_projection(text, text, text, text, int, interval, float8, interval, int, int, interval) FROM PUBLIC;
+ALTER FUNCTION event_store.alter_projection(text, text, text, text, int, interval, float8, interval, int, int, interval) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.alter_projection(text, text, text, text, int, interval, float8, interval, int, int, interval) IS
+'alter_projection(name, handler = NULL, mode = NULL, on_error = NULL, max_attempts = NULL, first_delay = NULL, delay_factor = NULL, max_delay = NULL, batch_events = NULL, batch_size = NULL, refresh_every = NULL) -> void: alters a projection; NULL leaves as it is. A new handler goes on from the checkpoint: what has been applied stays as it was applied. mode: async or inline, with nothing skipped or repeated; appends wait meanwhile, so let it catch up first; not in a transaction that has appended. Waits for who refreshes it. Only its owner, or the owner of the store, may; another handler only its owner. Raises VE002 for an invalid argument, VE010 if there is none of that name, VE012 if it cannot become inline because an event fails.';
+
+CREATE FUNCTION event_store.drop_projection(name text) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_drop_projection';
+REVOKE ALL ON FUNCTION event_store.drop_projection(text) FROM PUBLIC;
+ALTER FUNCTION event_store.drop_projection(text) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.drop_projection(text) IS
+'drop_projection(name) -> void: drops a projection, its checkpoint, its failures, and the states of a fold; not the tables that its handler wrote. Waits for who refreshes it. Only its owner, or the owner of the store, may. Raises VE010 if there is none of that name.';
+
+CREATE FUNCTION event_store.pause_projection(name text) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_pause_projection';
+REVOKE ALL ON FUNCTION event_store.pause_projection(text) FROM PUBLIC;
+ALTER FUNCTION event_store.pause_projection(text) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.pause_projection(text) IS
+'pause_projection(name) -> void: from now on refreshes of the projection do nothing. Waits for who refreshes it. Raises VE002 if it is not asynchronous, VE010 if there is none of that name.';
+
+CREATE FUNCTION event_store.resume_projection(name text) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_resume_projection';
+REVOKE ALL ON FUNCTION event_store.resume_projection(text) FROM PUBLIC;
+ALTER FUNCTION event_store.resume_projection(text) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.resume_projection(text) IS
+'resume_projection(name) -> void: ends a pause; a projection that has stopped at an event, or waits to try it again, does so at once, with its attempts counted anew. Raises VE002 if it is not asynchronous, VE010 if there is none of that name.';
+
+CREATE FUNCTION event_store.refresh_projection(name text, max_count bigint DEFAULT NULL) RETURNS bigint
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_refresh_projection';
+REVOKE ALL ON FUNCTION event_store.refresh_projection(text, bigint) FROM PUBLIC;
+ALTER FUNCTION event_store.refresh_projection(text, bigint) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.refresh_projection(text, bigint) IS
+'refresh_projection(name, max_count = NULL) -> bigint: applies the events behind the checkpoint, to the settled mark, at most max_count (NULL: all), in the caller''s transaction; returns how many. NULL, at once: somebody else is refreshing it. 0: there was nothing, or it is paused, has stopped, waits to try an event again, or is not asynchronous. An event that fails is a WARNING, and stands in the view projections. Needs SELECT on the view events. Raises VE002 for an invalid argument, VE010 if there is none of that name, 40001 in REPEATABLE READ or SERIALIZABLE if it has gone on since the snapshot.';
+
+CREATE FUNCTION event_store.refresh_projections(max_time interval DEFAULT NULL) RETURNS boolean
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_refresh_projections';
+REVOKE ALL ON FUNCTION event_store.refresh_projections(interval) FROM PUBLIC;
+ALTER FUNCTION event_store.refresh_projections(interval) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.refresh_projections(interval) IS
+'refresh_projections(max_time = NULL) -> boolean: refreshes all asynchronous projections that nobody else is refreshing, in the caller''s transaction, for so long in all (NULL: until they are up to date); whether there is more to do. The worker does it all the time. Raises VE002 for a max_time that is not positive.';
+
+CREATE FUNCTION event_store.wait_for_projection(name text, "position" bigint, timeout interval DEFAULT '30 s') RETURNS boolean
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_wait_for_projection';
+ALTER FUNCTION event_store.wait_for_projection(text, bigint, interval) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.wait_for_projection(text, bigint, interval) IS
+'wait_for_projection(name, position, timeout = 30 s) -> boolean: waits until a projection has applied all events up to a position, such as append_result.last_position of one''s own committed append: true; false after timeout (NULL: never). It refreshes nothing itself. The next statement sees the effects (in REPEATABLE READ and SERIALIZABLE the next transaction). Inline and live projections are never behind. Needs SELECT on the view events. Raises VE002 for an invalid argument, VE010 if there is none of that name, VE012 if it has stopped.';
+
+CREATE FUNCTION event_store.projection_state(name text, key text) RETURNS jsonb
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_projection_state';
+REVOKE ALL ON FUNCTION event_store.projection_state(text, text) FROM PUBLIC;
+ALTER FUNCTION event_store.projection_state(text, text) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.projection_state(text, text) IS
+'projection_state(name, key) -> jsonb: the state of a fold for a stream, or for a value of the projection''s key; NULL: there is none. Of a live fold it is computed now: by stream from that stream, with the caller''s own appends, by another key from all events of the filter up to the settled mark. Needs SELECT on the view events. Raises VE002 for NULL or another kind of projection, VE010 if there is none of that name.';
+
+CREATE FUNCTION event_store.projection_lag(
+	name text,
+	max_count bigint DEFAULT 10000,
+	OUT open_events bigint,
+	OUT oldest_recorded_at timestamptz
+) RETURNS record
+LANGUAGE c STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_projection_lag';
+ALTER FUNCTION event_store.projection_lag(text, bigint) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.projection_lag(text, bigint) IS
+'projection_lag(name, max_count = 10000) -> (open_events, oldest_recorded_at): how many events up to the settled mark an asynchronous projection has not applied, counted up to max_count (NULL: all), and when the first of them was recorded. Needs SELECT on the view events. Raises VE002 for a max_count that is not positive, VE010 if there is none of that name.';
+
+CREATE FUNCTION event_store.is_replaying() RETURNS boolean
+LANGUAGE c STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'event_store_is_replaying';
+COMMENT ON FUNCTION event_store.is_replaying() IS
+'is_replaying() -> boolean: whether the caller is the handler of a projection, and the event had been applied before, so that it should have no effect beyond the read model';
+
+CREATE VIEW event_store.projections AS
+	SELECT p.name,
+		   p.kind,
+		   p.mode,
+		   p.handler,
+		   p.key,
+		   p.categories,
+		   p.types,
+		   CASE WHEN p.mode <> 'async' THEN 'current'
+				WHEN p.paused THEN 'paused'
+				WHEN e.stopped THEN 'stopped'
+				WHEN e.projection_id IS NOT NULL THEN 'retrying'
+				ELSE 'running' END AS status,
+		   CASE WHEN p.mode = 'async' THEN c.position END AS checkpoint,
+		   CASE WHEN p.mode = 'async' THEN greatest(event_store.settled_position() - c.position, 0) END AS positions_behind,
+		   CASE WHEN p.mode = 'async' THEN (SELECT l.open_events FROM event_store.projection_lag(p.name) AS l) END AS open_events,
+		   CASE WHEN p.mode = 'async' THEN (SELECT statement_timestamp() - l.oldest_recorded_at FROM event_store.projection_lag(p.name, 1) AS l) END AS lag,
+		   c.applied,
+		   c.applied_at,
+		   c.rate * exp(least(extract(epoch FROM c.applied_at - statement_timestamp())::float8 / 60, 0)) AS rate,
+		   nullif(e.position, 0) AS failed_position,
+		   e.attempts,
+		   e.sql_state,
+		   e.message,
+		   e.detail,
+		   e.context,
+		   e.first_failed_at,
+		   e.failed_at,
+		   e.next_attempt_at,
+		   (SELECT count(*) FROM event_store.projection_failure AS f WHERE f.projection_id = p.id) AS skipped,
+		   p.on_error,
+		   p.max_attempts,
+		   p.owner,
+		   p.created_at
+	  FROM event_store.projection AS p
+	  CROSS JOIN LATERAL (SELECT k.* FROM event_store.projection_checkpoint AS k
+						   WHERE k.projection_id = p.id ORDER BY k.version DESC LIMIT 1) AS c
+	  LEFT JOIN event_store.projection_error AS e ON e.projection_id = p.id;
+ALTER VIEW event_store.projections OWNER TO @extowner@;
+COMMENT ON VIEW event_store.projections IS 'projections, how far they have come, and what keeps them from going on';
+COMMENT ON COLUMN event_store.projections.name IS 'the projection''s name';
+COMMENT ON COLUMN event_store.projections.kind IS 'set, event, fold or matview';
+COMMENT ON COLUMN event_store.projections.mode IS 'async, inline or live';
+COMMENT ON COLUMN event_store.projections.handler IS 'what is run';
+COMMENT ON COLUMN event_store.projections.key IS 'of a fold: what gives the key of its states; NULL: the stream';
+COMMENT ON COLUMN event_store.projections.categories IS 'categories that it reads; NULL: all';
+COMMENT ON COLUMN event_store.projections.types IS 'types that it reads; NULL: all';
+COMMENT ON COLUMN event_store.projections.status IS 'running; paused; retrying, after an error; stopped, by one; current, always: inline and live ones';
+COMMENT ON COLUMN event_store.projections.checkpoint IS 'the position up to which all events have been applied; NULL: it has no need of one';
+COMMENT ON COLUMN event_store.projections.positions_behind IS 'how far the settled mark is ahead of it: the positions of events of any kind, and those that were never used';
+COMMENT ON COLUMN event_store.projections.open_events IS 'events that are not applied, counted up to 10,000; see projection_lag()';
+COMMENT ON COLUMN event_store.projections.lag IS 'how long ago the first of them was recorded; NULL: there is none';
+COMMENT ON COLUMN event_store.projections.applied IS 'events applied by refreshes so far';
+COMMENT ON COLUMN event_store.projections.applied_at IS 'when the last were';
+COMMENT ON COLUMN event_store.projections.rate IS 'how many a second, over the last minute or so';
+COMMENT ON COLUMN event_store.projections.failed_position IS 'position of the event that fails; NULL: none, or no event is to blame';
+COMMENT ON COLUMN event_store.projections.attempts IS 'how often it has';
+COMMENT ON COLUMN event_store.projections.sql_state IS 'SQLSTATE of the last error';
+COMMENT ON COLUMN event_store.projections.message IS 'its message';
+COMMENT ON COLUMN event_store.projections.detail IS 'its detail';
+COMMENT ON COLUMN event_store.projections.context IS 'its context';
+COMMENT ON COLUMN event_store.projections.first_failed_at IS 'when it failed first';
+COMMENT ON COLUMN event_store.projections.failed_at IS 'when it failed last';
+COMMENT ON COLUMN event_store.projections.next_attempt_at IS 'when it is tried again; NULL: not by itself';
+COMMENT ON COLUMN event_store.projections.skipped IS 'events that were passed over; see projection_failures';
+COMMENT ON COLUMN event_store.projections.on_error IS 'stop or skip';
+COMMENT ON COLUMN event_store.projections.max_attempts IS 'attempts before it stops or skips';
+COMMENT ON COLUMN event_store.projections.owner IS 'the role that the handler runs as';
+COMMENT ON COLUMN event_store.projections.created_at IS 'when it was created';
+
+CREATE VIEW event_store.projection_failures AS
+	SELECT p.name AS projection, f.position, e.stream, e.version, e.type, f.attempts, f.sql_state,
+		   f.message, f.detail, f.context, f.failed_at, e.data, e.metadata
+	  FROM event_store.projection AS p
+	  JOIN event_store.projection_failure AS f ON f.projection_id = p.id
+	  LEFT JOIN event_store.events AS e ON e.position = f.position;
+ALTER VIEW event_store.projection_failures OWNER TO @extowner@;
+COMMENT ON VIEW event_store.projection_failures IS 'dead letters of projections: events that they have passed over, and why';
+COMMENT ON COLUMN event_store.projection_failures.projection IS 'the projection''s name';
+COMMENT ON COLUMN event_store.projection_failures.position IS 'position of the event';
+COMMENT ON COLUMN event_store.projection_failures.stream IS 'its stream';
+COMMENT ON COLUMN event_store.projection_failures.version IS 'its version';
+COMMENT ON COLUMN event_store.projection_failures.type IS 'its type';
+COMMENT ON COLUMN event_store.projection_failures.attempts IS 'attempts that failed';
+COMMENT ON COLUMN event_store.projection_failures.sql_state IS 'SQLSTATE of the last error';
+COMMENT ON COLUMN event_store.projection_failures.message IS 'its message';
+COMMENT ON COLUMN event_store.projection_failures.detail IS 'its detail';
+COMMENT ON COLUMN event_store.projection_failures.context IS 'its context';
+COMMENT ON COLUMN event_store.projection_failures.failed_at IS 'when it failed last';
+COMMENT ON COLUMN event_store.projection_failures.data IS 'the event''s data';
+COMMENT ON COLUMN event_store.projection_failures.metadata IS 'the event''s metadata';
+
+CREATE VIEW event_store.projection_states AS
+	SELECT p.name AS projection, s.key, s.state, s.version, s.position
+	  FROM event_store.projection AS p
+	  JOIN event_store.projection_state AS s ON s.projection_id = p.id;
+ALTER VIEW event_store.projection_states OWNER TO @extowner@;
+COMMENT ON VIEW event_store.projection_states IS 'the states of folds, but for live ones';
+COMMENT ON COLUMN event_store.projection_states.projection IS 'the projection''s name';
+COMMENT ON COLUMN event_store.projection_states.key IS 'the stream, or the value of the projection''s key';
+COMMENT ON COLUMN event_store.projection_states.state IS 'the state';
+COMMENT ON COLUMN event_store.projection_states.version IS 'version of the last event of it in its stream';
+COMMENT ON COLUMN event_store.projection_states.position IS 'position of that event';

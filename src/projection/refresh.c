@@ -1,0 +1,689 @@
+/*
+ * refresh.c
+ *		Bringing asynchronous projections up to date, and waiting for that.
+ *
+ * Who refreshes a projection
+ *
+ * 1. locks it, without waiting: if another one has it, there is nothing to do;
+ * 2. reads its row, and with it the checkpoint;
+ * 3. reads a batch from the log behind the checkpoint, to the settled mark, and
+ *	  applies it, in a subtransaction;
+ * 4. writes the checkpoint, in the same transaction, so that both count or
+ *	  neither: no event is applied twice, and none is passed over;
+ * 5. goes on with 3.
+ *
+ * If a batch fails it is rolled back, and tried again in halves, until the one
+ * event is found.  What is before it is applied.  That event is tried again after
+ * a while, and when it has failed often enough the projection stops at it, or
+ * passes it over (projection_failure keeps it).  Errors that are nobody's fault (a
+ * deadlock, no memory) don't count for an event; the whole is tried again later.
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "access/xact.h"
+#include "catalog/pg_type_d.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "common/catalog.h"
+#include "common/errors.h"
+#include "common/guc.h"
+#include "common/names.h"
+#include "common/plans.h"
+#include "notification/notification.h"
+#include "position/position.h"
+#include "projection/projection.h"
+#include "subscription/subscription.h"
+
+PG_FUNCTION_INFO_V1(event_store_refresh_projection);
+PG_FUNCTION_INFO_V1(event_store_refresh_projections);
+PG_FUNCTION_INFO_V1(event_store_wait_for_projection);
+PG_FUNCTION_INFO_V1(event_store_projection_state);
+PG_FUNCTION_INFO_V1(event_store_projection_lag);
+PG_FUNCTION_INFO_V1(event_store_is_replaying);
+
+/* positions that pass by unread before a refresh that finds nothing writes the checkpoint */
+#define WORTH_A_WRITE	1000
+
+/* the events of a projection's filter in the log */
+typedef struct LogSource
+{
+	EventSource source;
+	Reader	   *reader;
+	const NameList *types;		/* to be looked at here; NULL: the reader does */
+} LogSource;
+
+static bool
+next_in_log(EventSource *source, Datum *values, bool *nulls)
+{
+	LogSource  *log = (LogSource *) source;
+
+	while (reader_next(log->reader, values, nulls))
+	{
+		text	   *type;
+
+		if (log->types == NULL)
+			return true;
+		type = DatumGetTextPP(values[RE_TYPE]);
+		for (int i = 0; i < log->types->count; i++)
+			if (VARSIZE_ANY_EXHDR(type) == VARSIZE_ANY_EXHDR(log->types->names[i]) &&
+				memcmp(VARDATA_ANY(type), VARDATA_ANY(log->types->names[i]),
+					   VARSIZE_ANY_EXHDR(type)) == 0)
+				return true;
+	}
+	return false;
+}
+
+static void
+open_log(LogSource *log, const Projection *projection, int64 after, bool positions_only)
+{
+	ReadRequest request;
+
+	memset(&request, 0, sizeof(request));
+	request.kind = READ_ALL;
+	request.after_position = after;
+	request.max_count = PG_INT64_MAX;
+	request.positions_only = positions_only;
+	request.by_category = projection->by_category;
+	request.categories = projection->categories;
+	request.by_type = projection->by_type;
+	request.types = projection->types;
+	memset(log, 0, sizeof(LogSource));
+	log->source.next = next_in_log;
+	log->reader = reader_open(&request);
+}
+
+/* ----------------------------------------------------------------
+ * Batches
+ * ----------------------------------------------------------------
+ */
+
+typedef enum Trouble
+{
+	TROUBLE_EVENT,				/* of an event, as far as one can tell */
+	TROUBLE_PASSES,				/* worth another try, whatever the event */
+	TROUBLE_CALLER				/* not ours to deal with */
+} Trouble;
+
+static Trouble
+trouble_of(const ErrorData *error)
+{
+	switch (ERRCODE_TO_CATEGORY(error->sqlerrcode))
+	{
+		case ERRCODE_TRANSACTION_ROLLBACK:
+			return IsolationUsesXactSnapshot() ? TROUBLE_CALLER : TROUBLE_PASSES;
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+			return TROUBLE_PASSES;
+		case ERRCODE_OPERATOR_INTERVENTION:
+			return TROUBLE_CALLER;
+		default:
+			return error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ? TROUBLE_PASSES : TROUBLE_EVENT;
+	}
+}
+
+/*
+ * Applies the next events, at most so many.  Returns NULL, or the error, in the
+ * caller's context; then nothing has been done, and applied tells how far it came.
+ */
+static ErrorData *
+try_batch(const Projection *projection, int64 max_count, Applied *applied, int64 *mark)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	PG_TRY();
+	{
+		LogSource	log;
+
+		open_log(&log, projection, projection->position, projection->kind == PROJECTION_MATVIEW);
+		apply_batch(projection, &log.source, max_count, applied);
+		*mark = reader_counts(log.reader).mark;
+		reader_close(log.reader);
+		ReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		if (trouble_of(error) == TROUBLE_CALLER)
+			ReThrowError(error);
+	}
+	PG_END_TRY();
+	return error;
+}
+
+/* When to try again after so many attempts. */
+static TimestampTz
+next_attempt(const Projection *projection, int attempts)
+{
+	double		delay = projection->first_delay *
+		pow(projection->delay_factor, Min(attempts - 1, 1000));
+
+	return GetCurrentTimestamp() +
+		(int64) (Min(delay, projection->max_delay) * USECS_PER_SEC);
+}
+
+/* Something failed that is worth another try. */
+static void
+put_off(Projection *projection, ErrorData *error)
+{
+	int			attempts = projection->failing && projection->failed_position == 0 ?
+		projection->attempts + 1 : 1;
+
+	projection_write_error(projection, error, 0, false, next_attempt(projection, attempts));
+	projection->failing = true;
+}
+
+/*
+ * The next event is the one that fails.  True: it is passed over, and others can
+ * be applied.
+ */
+static bool
+event_failed(Projection *projection, ErrorData *error, int64 position)
+{
+	int			attempts = projection->failing && projection->failed_position == position ?
+		projection->attempts + 1 : 1;
+	bool		last = attempts >= projection->max_attempts;
+
+	ereport(WARNING,
+			(errcode(error->sqlerrcode),
+			 errmsg("projection \"%s\" failed at position %lld: %s", projection->name,
+					(long long) position, error->message),
+			 error->detail ? errdetail_internal("%s", error->detail) : 0));
+	if (last && projection->skips)
+	{
+		Applied		over = {0, position, false};
+
+		projection_write_dead(projection, error, position);
+		projection_clear_error(projection);
+		projection_write_checkpoint(projection, &over);
+		return true;
+	}
+	projection_write_error(projection, error, position, last, next_attempt(projection, attempts));
+	projection->failing = true;
+	projection->stopped = last;
+	projection->failed_position = position;
+	projection->attempts = attempts;
+	return false;
+}
+
+static void
+batch_done(Projection *projection, Applied *applied)
+{
+	projection_write_checkpoint(projection, applied);
+	/* it was the first of these, whatever it was */
+	if (projection->failing)
+		projection_clear_error(projection);
+}
+
+/*
+ * A batch of so many events has failed: finds the one, and applies what is before
+ * it.  True: it can go on.
+ */
+static bool
+find_failed(Projection *projection, ErrorData *error, Applied *failed, int64 *total)
+{
+	/* where events are handled one by one, it is known which it was */
+	int64		before = projection->kind == PROJECTION_SET ? failed->count / 2 : failed->count;
+	int64		count = projection->kind == PROJECTION_SET ? failed->count : failed->count + 1;
+	int64		position = failed->position;
+
+	while (count > 1)
+	{
+		Applied		applied;
+		ErrorData  *next;
+		int64		mark;
+
+		before = Max(Min(before, count - 1), 1);
+		next = try_batch(projection, before, &applied, &mark);
+		if (next == NULL)
+		{
+			batch_done(projection, &applied);
+			*total += applied.count;
+			count -= applied.count;
+		}
+		else
+		{
+			error = next;
+			if (trouble_of(error) == TROUBLE_PASSES)
+			{
+				put_off(projection, error);
+				return false;
+			}
+			count = before;
+			position = applied.position;
+		}
+		before = count / 2;
+		CHECK_FOR_INTERRUPTS();
+	}
+	if (count == 1)
+	{
+		Applied		applied;
+		ErrorData  *next;
+		int64		mark;
+
+		/* by itself it may pass */
+		next = try_batch(projection, 1, &applied, &mark);
+		if (next == NULL)
+		{
+			batch_done(projection, &applied);
+			*total += applied.count;
+			return true;
+		}
+		error = next;
+		if (trouble_of(error) == TROUBLE_PASSES)
+		{
+			put_off(projection, error);
+			return false;
+		}
+		position = applied.position;
+	}
+	/* the handler does not even begin */
+	if (position <= projection->position)
+	{
+		put_off(projection, error);
+		ereport(WARNING,
+				(errcode(error->sqlerrcode),
+				 errmsg("projection \"%s\" failed: %s", projection->name, error->message),
+				 error->detail ? errdetail_internal("%s", error->detail) : 0));
+		return false;
+	}
+	return event_failed(projection, error, position);
+}
+
+/*
+ * Applies what there is, at most so many events, until a time has come (0:
+ * never).  The projection is locked, and asynchronous.  Returns whether there may
+ * be more to do at once.
+ */
+bool
+refresh_run(Projection *projection, int64 max_count, TimestampTz until, int64 *total)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "event_store refresh",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext saved = MemoryContextSwitchTo(context);
+	bool		more = true;
+
+	*total = 0;
+	projection_check_snapshot(projection);
+	if (projection->paused || projection->stopped ||
+		(projection->failing && projection->next_attempt_at > GetCurrentTimestamp()))
+		more = false;
+	/* at most once an interval */
+	if (projection->kind == PROJECTION_MATVIEW && projection->applied > 0 &&
+		GetCurrentTimestamp() < projection->applied_at +
+		(int64) (projection->refresh_every * USECS_PER_SEC))
+		more = false;
+	while (more && *total < max_count && (until == 0 || GetCurrentTimestamp() < until))
+	{
+		int64		count = Min(max_count - *total, projection->batch_events);
+		Applied		applied = {0};
+		int64		mark = 0;
+		ErrorData  *error;
+
+		/* the one that has failed is tried by itself */
+		if (projection->failing && projection->failed_position != 0)
+			count = 1;
+		error = try_batch(projection, count, &applied, &mark);
+		if (error == NULL)
+		{
+			*total += applied.count;
+			/* nothing of its filter lies between the last event and the mark */
+			if (applied.ended && !IsolationUsesXactSnapshot())
+				applied.position = Max(applied.position, mark);
+			if (applied.count > 0 || applied.position - projection->position >= WORTH_A_WRITE)
+				batch_done(projection, &applied);
+			more = !applied.ended;
+		}
+		else if (trouble_of(error) == TROUBLE_PASSES)
+		{
+			put_off(projection, error);
+			more = false;
+		}
+		else if (projection->kind == PROJECTION_MATVIEW && applied.position > projection->position)
+			more = event_failed(projection, error, applied.position);
+		else
+			more = find_failed(projection, error, &applied, total);
+		CHECK_FOR_INTERRUPTS();
+		MemoryContextReset(context);
+	}
+	MemoryContextSwitchTo(saved);
+	MemoryContextDelete(context);
+	return more;
+}
+
+/* Locks a projection that is to be refreshed; false: another one has it. */
+static bool
+lock_to_refresh(text *name, Projection *projection)
+{
+	for (;;)
+	{
+		int32		id;
+
+		projection_read(name, projection);
+		id = projection->id;
+		if (apply_is_running(id))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("projection \"%s\" cannot be refreshed by its own handler",
+							projection->name)));
+		if (!projection_lock(id, false))
+			return false;
+		if (projection_find(name, projection) && projection->id == id)
+			return true;
+		projection_unlock(id);
+	}
+}
+
+Datum
+event_store_refresh_projection(PG_FUNCTION_ARGS)
+{
+	Projection	projection;
+	text	   *name;
+	int64		max_count = PG_ARGISNULL(1) ? PG_INT64_MAX : PG_GETARG_INT64(1);
+	int64		total = 0;
+
+	projection_guard("event_store.refresh_projection()");
+	name = projection_name_argument(fcinfo, 0);
+	if (max_count < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("max_count must be positive")));
+	if (!lock_to_refresh(name, &projection))
+		PG_RETURN_NULL();
+	if (projection.mode == PROJECTION_ASYNC)
+	{
+		(void) refresh_run(&projection, max_count, 0, &total);
+		if (total > 0)
+			wake_at_end();
+	}
+	PG_RETURN_INT64(total);
+}
+
+static Statement asynchronous = {
+	"SELECT p.name FROM event_store.projection AS p"
+	" LEFT JOIN event_store.projection_error AS e ON e.projection_id = p.id"
+	" WHERE p.mode = 'async' AND NOT p.paused"
+	" AND (e.projection_id IS NULL OR (NOT e.stopped AND e.next_attempt_at <= pg_catalog.clock_timestamp()))"
+	" ORDER BY p.id"
+};
+
+/*
+ * All that are asynchronous, one after the other, for so long in all.  Each is
+ * given its share of the time.
+ */
+Datum
+event_store_refresh_projections(PG_FUNCTION_ARGS)
+{
+	MemoryContext context = CurrentMemoryContext;
+	const Interval *limit = PG_ARGISNULL(0) ? NULL : PG_GETARG_INTERVAL_P(0);
+	TimestampTz start = GetCurrentTimestamp();
+	int64		time = 0;
+	int64		total = 0;
+	OwnerSwitch saved;
+	text	  **names;
+	int			count;
+	bool		more = false;
+
+	projection_guard("event_store.refresh_projections()");
+	if (limit != NULL)
+	{
+		ack_check_interval("max_time", limit, AT_LEAST_MORE);
+		time = limit->time + (limit->day + INT64CONST(30) * limit->month) * USECS_PER_DAY;
+	}
+	state_begin(&saved);
+	count = (int) plans_execute(&asynchronous, NULL, NULL);
+	names = MemoryContextAlloc(context, sizeof(text *) * Max(count, 1));
+	for (int i = 0; i < count; i++)
+	{
+		MemoryContext spi = MemoryContextSwitchTo(context);
+		bool		isnull;
+
+		names[i] = DatumGetTextPCopy(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+												   1, &isnull));
+		MemoryContextSwitchTo(spi);
+	}
+	state_end(&saved);
+	for (int i = 0; i < count; i++)
+	{
+		Projection	projection;
+		int64		applied = 0;
+
+		/* dropped meanwhile, or another one refreshes it */
+		if (!projection_find(names[i], &projection) || apply_is_running(projection.id) ||
+			!projection_lock(projection.id, false))
+			continue;
+		if (projection_read_id(projection.id, &projection) && projection.mode == PROJECTION_ASYNC)
+			more |= refresh_run(&projection, PG_INT64_MAX,
+								time == 0 ? 0 : start + time * (i + 1) / count, &applied);
+		total += applied;
+		CHECK_FOR_INTERRUPTS();
+	}
+	if (total > 0)
+		wake_at_end();
+	PG_RETURN_BOOL(more);
+}
+
+/* ----------------------------------------------------------------
+ * Waiting
+ * ----------------------------------------------------------------
+ */
+
+/* Has a projection passed a position, as of now? */
+static bool
+has_passed(text *name, int64 position)
+{
+	Projection	projection;
+	LogSource	log;
+	Datum		values[RE_NATTS];
+	bool		nulls[RE_NATTS];
+	bool		passed;
+
+	projection_read(name, &projection);
+	if (projection.mode != PROJECTION_ASYNC || projection.position >= position)
+		return true;
+	if (projection.stopped)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_PROJECTION_FAILED),
+				 errmsg("projection \"%s\" has stopped at position %lld", projection.name,
+						(long long) projection.failed_position),
+				 errhint("See event_store.projections for the error; resume_projection() lets it try again.")));
+	/* of what lies between, nothing may be of its filter */
+	if (settled_mark() < position)
+		return false;
+	open_log(&log, &projection, projection.position, true);
+	passed = !log.source.next(&log.source, values, nulls) ||
+		DatumGetInt64(values[RE_POSITION]) > position;
+	reader_close(log.reader);
+	return passed;
+}
+
+Datum
+event_store_wait_for_projection(PG_FUNCTION_ARGS)
+{
+	text	   *name;
+	int64		position;
+	TimestampTz until = DT_NOEND;
+	bool		passed;
+
+	catalog_require_read(catalog_store());
+	name = projection_name_argument(fcinfo, 0);
+	if (PG_ARGISNULL(1) || PG_GETARG_INT64(1) < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("position must not be NULL or negative")));
+	position = PG_GETARG_INT64(1);
+	if (!PG_ARGISNULL(2))
+	{
+		ack_check_interval("timeout", PG_GETARG_INTERVAL_P(2), AT_LEAST_ANY);
+		until = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+														TimestampTzGetDatum(GetCurrentTimestamp()),
+														IntervalPGetDatum(PG_GETARG_INTERVAL_P(2))));
+	}
+	wake_begin_wait();
+	for (;;)
+	{
+		TimestampTz now;
+		int64		timeout;
+
+		PushActiveSnapshot(GetLatestSnapshot());
+		passed = has_passed(name, position);
+		PopActiveSnapshot();
+		now = GetCurrentTimestamp();
+		if (passed || now >= until)
+			break;
+		timeout = guc_look_interval;
+		if (until != DT_NOEND)
+			timeout = Min(timeout, (until - now) / 1000 + 1);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 (long) timeout, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	wake_end_wait();
+	PG_RETURN_BOOL(passed);
+}
+
+/* ----------------------------------------------------------------
+ * States, and how far behind
+ * ----------------------------------------------------------------
+ */
+
+/* Is the category of a stream one of a list? */
+static bool
+category_is_among(text *stream, const NameList *categories)
+{
+	int			len = input_category_length(VARDATA_ANY(stream), VARSIZE_ANY_EXHDR(stream));
+
+	for (int i = 0; i < categories->count; i++)
+		if (VARSIZE_ANY_EXHDR(categories->names[i]) == len &&
+			memcmp(VARDATA_ANY(categories->names[i]), VARDATA_ANY(stream), len) == 0)
+			return true;
+	return false;
+}
+
+/* A live fold of a stream reads that stream; by another key, all of its filter. */
+static Datum
+live_state(const Projection *projection, text *key, bool *isnull)
+{
+	LogSource	log;
+	Datum		state;
+
+	if (projection->key == NULL)
+	{
+		ReadRequest request;
+
+		*isnull = true;
+		if (VARSIZE_ANY_EXHDR(key) == 0 || VARSIZE_ANY_EXHDR(key) > MAX_NAME_BYTES ||
+			(projection->by_category && !category_is_among(key, &projection->categories)))
+			return (Datum) 0;
+		memset(&request, 0, sizeof(request));
+		request.kind = READ_STREAM;
+		request.stream = key;
+		request.from_version = 1;
+		request.until_version = PG_INT32_MAX;
+		request.max_count = PG_INT64_MAX;
+		memset(&log, 0, sizeof(log));
+		log.source.next = next_in_log;
+		log.types = projection->by_type ? &projection->types : NULL;
+		log.reader = reader_open(&request);
+	}
+	else
+		open_log(&log, projection, 0, false);
+	state = apply_live(projection, &log.source, key, isnull);
+	reader_close(log.reader);
+	return state;
+}
+
+Datum
+event_store_projection_state(PG_FUNCTION_ARGS)
+{
+	Projection	projection;
+	text	   *key;
+	Datum		state;
+	bool		isnull;
+
+	catalog_require_read(catalog_store());
+	projection_read(projection_name_argument(fcinfo, 0), &projection);
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("key must not be NULL")));
+	key = PG_GETARG_TEXT_PP(1);
+	if (projection.kind != PROJECTION_FOLD)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("projection \"%s\" has no states", projection.name),
+				 errhint("Only folds have. What others make is in tables of your own.")));
+	state = projection.mode == PROJECTION_LIVE ? live_state(&projection, key, &isnull) :
+		apply_read_state(&projection, key, &isnull);
+	if (isnull)
+		PG_RETURN_NULL();
+	PG_RETURN_DATUM(state);
+}
+
+Datum
+event_store_projection_lag(PG_FUNCTION_ARGS)
+{
+	int64		max_count = PG_ARGISNULL(1) ? PG_INT64_MAX : PG_GETARG_INT64(1);
+	Projection	projection;
+	TupleDesc	desc;
+	Datum		result[2];
+	bool		no_result[2] = {false, true};
+	int64		count = 0;
+
+	catalog_require_read(catalog_store());
+	projection_read(projection_name_argument(fcinfo, 0), &projection);
+	if (max_count < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("max_count must be positive")));
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	if (projection.mode == PROJECTION_ASYNC)
+	{
+		LogSource	log;
+		Datum		values[RE_NATTS];
+		bool		nulls[RE_NATTS];
+
+		open_log(&log, &projection, projection.position, false);
+		while (count < max_count && log.source.next(&log.source, values, nulls))
+		{
+			if (count++ == 0)
+			{
+				result[1] = values[RE_RECORDED_AT];
+				no_result[1] = false;
+			}
+			CHECK_FOR_INTERRUPTS();
+		}
+		reader_close(log.reader);
+	}
+	result[0] = Int64GetDatum(count);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), result, no_result)));
+}
+
+/* Nothing is replayed but while a projection is rebuilt. */
+Datum
+event_store_is_replaying(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(false);
+}
