@@ -48,7 +48,8 @@ OBJS = \
 	src/projection/define.o \
 	src/projection/apply.o \
 	src/projection/inline.o \
-	src/projection/refresh.o
+	src/projection/refresh.o \
+	src/projection/rebuild.o
 
 # The install script, part by part in order of dependency: the table of
 # contents of the architecture.

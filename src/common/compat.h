@@ -71,4 +71,34 @@
 	build_expression_pathkey(root, expr, NULL, opno, rel, false)
 #endif
 
+/* 16 lets the parsing of names report errors softly */
+#include "utils/regproc.h"
+#if PG_VERSION_NUM >= 160000
+#define compat_name_list(name) stringToQualifiedNameList(name, NULL)
+#else
+#define compat_name_list(name) stringToQualifiedNameList(name)
+#endif
+
+/* and made one function of the many checks for owners */
+#if PG_VERSION_NUM >= 160000
+#include "catalog/pg_class.h"
+#define compat_owns_relation(oid, role) object_ownercheck(RelationRelationId, oid, role)
+#else
+#define compat_owns_relation(oid, role) pg_class_ownercheck(oid, role)
+#endif
+
+/* 16 renamed what tells of a relation's new file */
+#if PG_VERSION_NUM >= 160000
+#define compat_new_file_subid(rel) ((rel)->rd_newRelfilelocatorSubid)
+#else
+#define compat_new_file_subid(rel) ((rel)->rd_newRelfilenodeSubid)
+#endif
+
+/* 17 no longer leaves a relation cache entry with a file that is gone */
+#if PG_VERSION_NUM >= 170000
+#define compat_close_smgr(oid) ((void) 0)
+#else
+#define compat_close_smgr(oid) RelationCloseSmgrByOid(oid)
+#endif
+
 #endif

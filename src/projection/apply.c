@@ -155,6 +155,13 @@ apply_is_running(int32 id)
 	return is_among(running, id);
 }
 
+/* Is the handler that is running one of a rebuild? */
+bool
+apply_is_replaying(void)
+{
+	return running != NULL && running->projection->rebuilds != 0;
+}
+
 static void
 error_context(void *arg)
 {
@@ -294,11 +301,7 @@ find_function(const Projection *projection)
 	bool		fits;
 	AclResult	acl;
 
-#if PG_VERSION_NUM >= 160000
-	names = stringToQualifiedNameList(projection->handler, NULL);
-#else
-	names = stringToQualifiedNameList(projection->handler);
-#endif
+	names = compat_name_list(projection->handler);
 	function = LookupFuncName(names, 1, types, true);
 	if (!OidIsValid(function))
 		ereport(ERROR,
@@ -373,11 +376,7 @@ check_matview(const Projection *projection)
 	Oid			relid;
 	RangeVar   *name;
 
-#if PG_VERSION_NUM >= 160000
-	name = makeRangeVarFromNameList(stringToQualifiedNameList(projection->handler, NULL));
-#else
-	name = makeRangeVarFromNameList(stringToQualifiedNameList(projection->handler));
-#endif
+	name = makeRangeVarFromNameList(compat_name_list(projection->handler));
 	relid = RangeVarGetRelid(name, NoLock, false);
 	if (get_rel_relkind(relid) != RELKIND_MATVIEW)
 		ereport(ERROR,
@@ -974,11 +973,7 @@ apply_matview(const Projection *projection, EventSource *source, int64 max_count
 	if (applied->count == 0)
 		return;
 	check_matview(projection);
-#if PG_VERSION_NUM >= 160000
-	name = makeRangeVarFromNameList(stringToQualifiedNameList(projection->handler, NULL));
-#else
-	name = makeRangeVarFromNameList(stringToQualifiedNameList(projection->handler));
-#endif
+	name = makeRangeVarFromNameList(compat_name_list(projection->handler));
 	relid = RangeVarGetRelid(name, NoLock, false);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");

@@ -67,6 +67,7 @@ PG_FUNCTION_INFO_V1(event_store_resume_projection);
 	" extract(epoch FROM p.refresh_every)::float8, p.on_error = 'skip', p.max_attempts," \
 	" extract(epoch FROM p.first_delay)::float8, p.delay_factor," \
 	" extract(epoch FROM p.max_delay)::float8," \
+	" p.tables, p.rebuilds, p.keep_old," \
 	" c.version, c.position, c.applied, c.applied_at, c.rate," \
 	" e.stopped, e.position, e.attempts, e.next_attempt_at" \
 	" FROM event_store.projection AS p" \
@@ -80,6 +81,10 @@ static Statement read_by_name = {
 
 static Statement read_by_id = {
 	PROJECTION_COLUMNS " WHERE p.id = $1", 1, {INT4OID}
+};
+
+static Statement read_by_rebuilt = {
+	PROJECTION_COLUMNS " WHERE p.rebuilds = $1", 1, {INT4OID}
 };
 
 static Statement read_inline = {
@@ -234,6 +239,12 @@ read_result(HeapTuple row, TupleDesc desc, Projection *projection)
 	projection->first_delay = DatumGetFloat8(NEXT);
 	projection->delay_factor = DatumGetFloat8(NEXT);
 	projection->max_delay = DatumGetFloat8(NEXT);
+	NEXT;
+	if (!isnull)
+		projection->tables = name_list(value);
+	NEXT;
+	projection->rebuilds = isnull ? 0 : DatumGetInt32(value);
+	projection->keep_old = DatumGetBool(NEXT);
 	projection->version = DatumGetInt64(NEXT);
 	projection->position = DatumGetInt64(NEXT);
 	projection->applied = DatumGetInt64(NEXT);
@@ -284,6 +295,13 @@ bool
 projection_read_id(int32 id, Projection *projection)
 {
 	return read_one(&read_by_id, Int32GetDatum(id), projection);
+}
+
+/* What rebuilds a projection, or was replaced by it and kept. */
+bool
+projection_read_twin(int32 id, Projection *twin)
+{
+	return read_one(&read_by_rebuilt, Int32GetDatum(id), twin);
 }
 
 static void
@@ -349,8 +367,8 @@ projection_lock_key(int32 id, const char *key, int len)
  * Reads a projection by name, and locks it, waiting for who has it; what is read
  * is what holds with the lock.
  */
-static void
-read_locked(text *name, Projection *projection)
+void
+projection_read_locked(text *name, Projection *projection)
 {
 	for (;;)
 	{
@@ -576,6 +594,7 @@ projection_copy(Projection *copy, const Projection *projection)
 	copy->search_path = pstrdup(projection->search_path);
 	copy->categories = copy_names(&projection->categories);
 	copy->types = copy_names(&projection->types);
+	copy->tables = copy_names(&projection->tables);
 }
 
 static void
@@ -588,8 +607,8 @@ relcache_callback(Datum arg, Oid relid)
 }
 
 /* Tells all backends that their lists are void. */
-static void
-void_lists(void)
+void
+projection_void_lists(void)
 {
 	CacheInvalidateRelcacheByRelid(catalog_store()->projection);
 	inline_cache.known = false;
@@ -599,10 +618,13 @@ void_lists(void)
  * Nobody appends until this transaction has ended, and who has appended has
  * ended.  That this transaction has not appended itself is the caller's business.
  */
-static void
-keep_appenders_out(void)
+bool
+projection_keep_appenders_out(bool wait)
 {
+	if (!wait)
+		return ConditionalLockRelationOid(catalog_store()->stream, ShareRowExclusiveLock);
 	LockRelationOid(catalog_store()->stream, ShareRowExclusiveLock);
+	return true;
 }
 
 /* ----------------------------------------------------------------
@@ -628,8 +650,8 @@ run_ddl(const char *sql)
  * A partition of its own for the states of a projection.  By ATTACH, which lets
  * those go on who read the states of others.
  */
-static void
-make_state_table(int32 id)
+void
+projection_make_state_table(int32 id)
 {
 	char	   *table = projection_state_table(id);
 	OwnerSwitch saved;
@@ -768,7 +790,8 @@ enum
 	CP_START_AFTER,
 	CP_ON_ERROR,
 	CP_SETTINGS,
-	CP_OWNER = CP_SETTINGS + lengthof(settings),
+	CP_TABLES = CP_SETTINGS + lengthof(settings),
+	CP_OWNER,
 	CP_SEARCH_PATH,
 	CP_PARAMETERS
 };
@@ -805,7 +828,7 @@ begin_inline(Projection *projection)
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 				 errmsg("a projection cannot become inline in a transaction that has appended events")));
-	keep_appenders_out();
+	(void) projection_keep_appenders_out(true);
 	/* what there is already */
 	projection->mode = PROJECTION_ASYNC;
 	(void) refresh_run(projection, PG_INT64_MAX, 0, &applied);
@@ -816,7 +839,28 @@ begin_inline(Projection *projection)
 				 errmsg("projection \"%s\" cannot become inline, because an event that is there already fails",
 						projection->name),
 				 errhint("Create it with mode async, and look at event_store.projections.")));
-	void_lists();
+	projection_void_lists();
+}
+
+/* Notes the tables that the handler writes. */
+static void
+set_tables(Projection *projection, Datum tables)
+{
+	Oid			types[2] = {INT4OID, TEXTARRAYOID};
+	Datum		values[2];
+	OwnerSwitch saved;
+
+	if (projection->kind != PROJECTION_SET && projection->kind != PROJECTION_EVENT)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("only a projection of kind set or event has tables of its own")));
+	values[0] = Int32GetDatum(projection->id);
+	values[1] = rebuild_check_tables(projection, tables);
+	state_begin(&saved);
+	if (SPI_execute_with_args("UPDATE event_store.projection AS p SET tables = nullif($2, '{}')"
+							  " WHERE p.id = $1", 2, types, values, NULL, false, 0) < 0)
+		elog(ERROR, "could not note the tables of a projection");
+	state_end(&saved);
 }
 
 Datum
@@ -828,7 +872,7 @@ event_store_create_projection(PG_FUNCTION_ARGS)
 		" batch_size, refresh_every, owner, search_path)"
 		" VALUES ($1, $2, $3, $4, $5, $6, $7, $9, coalesce($10, 5), coalesce($11, '1 s'),"
 		" coalesce($12, 2), coalesce($13, '5 min'), coalesce($14, 10000), coalesce($15, 16384),"
-		" coalesce($16, '0'), $17, $18)"
+		" coalesce($16, '0'), $18, $19)"
 		" ON CONFLICT (name) DO NOTHING RETURNING p.id)"
 		" INSERT INTO event_store.projection_checkpoint"
 		" (projection_id, version, position, applied, applied_at, rate)"
@@ -867,11 +911,12 @@ event_store_create_projection(PG_FUNCTION_ARGS)
 
 	for (int i = 0; i < CP_OWNER; i++)
 	{
-		if (i >= CP_SETTINGS)
+		if (i >= CP_SETTINGS && i < CP_TABLES)
 			types[i] = settings[i - CP_SETTINGS].type;
 		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
 		values[i] = PG_GETARG_DATUM(i);
 	}
+	types[CP_TABLES] = TEXTARRAYOID;
 	types[CP_OWNER] = types[CP_SEARCH_PATH] = TEXTOID;
 	values[CP_MODE] = PointerGetDatum(cstring_to_text(mode));
 	values[CP_START_AFTER] = Int64GetDatum(start);
@@ -894,10 +939,12 @@ event_store_create_projection(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_VE_PROJECTION_EXISTS),
 				 errmsg("projection \"%s\" exists already", text_to_cstring(name))));
 
-	read_locked(name, &projection);
+	projection_read_locked(name, &projection);
 	apply_check(&projection);
+	if (!PG_ARGISNULL(CP_TABLES))
+		set_tables(&projection, PG_GETARG_DATUM(CP_TABLES));
 	if (projection.kind == PROJECTION_FOLD && projection.mode != PROJECTION_LIVE)
-		make_state_table(projection.id);
+		projection_make_state_table(projection.id);
 	if (projection.mode == PROJECTION_INLINE)
 		begin_inline(&projection);
 	wake_at_end();
@@ -912,7 +959,8 @@ enum
 	AP_MODE,
 	AP_ON_ERROR,
 	AP_SETTINGS,
-	AP_SEARCH_PATH = AP_SETTINGS + lengthof(settings),
+	AP_TABLES = AP_SETTINGS + lengthof(settings),
+	AP_SEARCH_PATH = AP_TABLES,	/* in the statement */
 	AP_ID,
 	AP_PARAMETERS
 };
@@ -921,8 +969,8 @@ enum
  * Who alters a projection must be its owner, or owner of the store, for the handler
  * keeps the owner's rights.
  */
-static void
-require_projection_owner(const Projection *projection)
+void
+projection_require_owner(const Projection *projection)
 {
 	Oid			owner = get_role_oid(projection->owner, true);
 
@@ -958,8 +1006,8 @@ event_store_alter_projection(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(AP_ON_ERROR))
 		(void) word_argument(fcinfo, AP_ON_ERROR, "on_error", on_errors, NULL);
 	check_settings(fcinfo, AP_SETTINGS);
-	read_locked(name, &projection);
-	require_projection_owner(&projection);
+	projection_read_locked(name, &projection);
+	projection_require_owner(&projection);
 	/* the handler is the owner's, and has the owner's rights: nobody else's words */
 	if (!PG_ARGISNULL(AP_HANDLER) &&
 		get_role_oid(projection.owner, true) != GetUserId())
@@ -968,6 +1016,10 @@ event_store_alter_projection(PG_FUNCTION_ARGS)
 				 errmsg("only role \"%s\" can give projection \"%s\" another handler",
 						projection.owner, projection.name),
 				 errhint("It runs with the rights of that role. Drop the projection, and create it anew.")));
+	if (projection.rebuilds != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("\"%s\" is part of a rebuild", projection.name)));
 	before = projection.mode;
 	for (int i = 0; i < AP_SEARCH_PATH; i++)
 	{
@@ -999,6 +1051,8 @@ event_store_alter_projection(PG_FUNCTION_ARGS)
 	projection_read(name, &projection);
 	if (!PG_ARGISNULL(AP_HANDLER))
 		apply_check(&projection);
+	if (!PG_ARGISNULL(AP_TABLES))
+		set_tables(&projection, PG_GETARG_DATUM(AP_TABLES));
 	if (projection.mode == PROJECTION_INLINE && before != PROJECTION_INLINE)
 		begin_inline(&projection);
 	else if (before == PROJECTION_INLINE)
@@ -1013,31 +1067,27 @@ event_store_alter_projection(PG_FUNCTION_ARGS)
 				ereport(ERROR,
 						(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 						 errmsg("a projection cannot cease to be inline in a transaction that has appended events")));
-			keep_appenders_out();
+			(void) projection_keep_appenders_out(true);
 			applied.position = settled_mark();
 			projection_write_checkpoint(&projection, &applied);
 		}
-		void_lists();
+		projection_void_lists();
 	}
 	wake_at_end();
 	PG_RETURN_VOID();
 }
 
-Datum
-event_store_drop_projection(PG_FUNCTION_ARGS)
+/* Removes a projection, which is locked. */
+void
+projection_remove(Projection *projection)
 {
 	static const char *const tables[] = {
 		"projection_checkpoint", "projection_error", "projection_failure"
 	};
 	Oid			types[1] = {INT4OID};
-	Datum		values[1];
-	Projection	projection;
+	Datum		values[1] = {Int32GetDatum(projection->id)};
 	OwnerSwitch saved;
 
-	projection_guard("event_store.drop_projection()");
-	read_locked(projection_name_argument(fcinfo, 0), &projection);
-	require_projection_owner(&projection);
-	values[0] = Int32GetDatum(projection.id);
 	state_begin(&saved);
 	for (int i = 0; i < lengthof(tables); i++)
 		if (SPI_execute_with_args(psprintf("DELETE FROM event_store.%s AS x WHERE x.projection_id = $1",
@@ -1047,14 +1097,33 @@ event_store_drop_projection(PG_FUNCTION_ARGS)
 							  1, types, values, NULL, false, 0) < 0)
 		elog(ERROR, "could not drop a projection");
 	state_end(&saved);
-	if (projection.kind == PROJECTION_FOLD && projection.mode != PROJECTION_LIVE)
+	if (projection->kind == PROJECTION_FOLD && projection->mode != PROJECTION_LIVE)
 	{
 		/* no append that goes by the old list is in the middle */
-		if (projection.mode == PROJECTION_INLINE)
-			keep_appenders_out();
-		drop_state_table(projection.id);
+		if (projection->mode == PROJECTION_INLINE)
+			(void) projection_keep_appenders_out(true);
+		drop_state_table(projection->id);
 	}
-	void_lists();
+	if (projection->rebuilds != 0)
+		rebuild_drop_tables(projection);
+	projection_void_lists();
+}
+
+Datum
+event_store_drop_projection(PG_FUNCTION_ARGS)
+{
+	Projection	projection;
+	Projection	twin;
+
+	projection_guard("event_store.drop_projection()");
+	projection_read_locked(projection_name_argument(fcinfo, 0), &projection);
+	projection_require_owner(&projection);
+	if (projection_read_twin(projection.id, &twin))
+	{
+		(void) projection_lock(twin.id, true);
+		projection_remove(&twin);
+	}
+	projection_remove(&projection);
 	PG_RETURN_VOID();
 }
 
@@ -1066,7 +1135,7 @@ set_paused(FunctionCallInfo fcinfo, bool paused)
 	Projection	projection;
 	OwnerSwitch saved;
 
-	read_locked(projection_name_argument(fcinfo, 0), &projection);
+	projection_read_locked(projection_name_argument(fcinfo, 0), &projection);
 	if (projection.mode != PROJECTION_ASYNC)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),

@@ -43,6 +43,9 @@ typedef struct Projection
 	char	   *owner;
 	char	   *search_path;
 	bool		paused;
+	NameList	tables;			/* that the handler writes */
+	int32		rebuilds;		/* the projection that it is a rebuild of; 0: none */
+	bool		keep_old;		/* which is kept, then */
 
 	/* bounds of a batch */
 	int			batch_events;
@@ -98,6 +101,13 @@ extern void projection_guard(const char *what);
 extern bool projection_find(text *name, Projection *projection);
 extern void projection_read(text *name, Projection *projection);
 extern bool projection_read_id(int32 id, Projection *projection);
+extern void projection_read_locked(text *name, Projection *projection);
+extern bool projection_read_twin(int32 id, Projection *twin);
+extern void projection_require_owner(const Projection *projection);
+extern void projection_remove(Projection *projection);
+extern void projection_make_state_table(int32 id);
+extern void projection_void_lists(void);
+extern bool projection_keep_appenders_out(bool wait);
 extern bool projection_lock(int32 id, bool wait);
 extern void projection_unlock(int32 id);
 extern void projection_lock_key(int32 id, const char *key, int len);
@@ -129,10 +139,17 @@ extern void apply_check(const Projection *projection);
 extern void apply_batch(const Projection *projection, EventSource *source,
 						int64 max_count, Applied *applied);
 extern bool apply_is_running(int32 id);
+extern bool apply_is_replaying(void);
 extern Datum apply_live(const Projection *projection, EventSource *source, text *wanted,
 						bool *isnull);
 extern Datum apply_read_state(const Projection *projection, text *key, bool *isnull);
 extern void apply_init(void);
+
+/* rebuild.c */
+extern Datum rebuild_check_tables(const Projection *projection, Datum array);
+extern void rebuild_drop_tables(const Projection *twin);
+extern int64 rebuild_writes_in_service(const Projection *twin);
+extern bool rebuild_switch(Projection *twin, bool wait);
 
 /* inline.c */
 extern void inline_init(void);

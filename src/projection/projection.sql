@@ -28,9 +28,13 @@ CREATE TABLE event_store.projection (
 	first_delay		interval NOT NULL,
 	delay_factor	float8 NOT NULL,
 	max_delay		interval NOT NULL,
+	tables			text[],
+	rebuilds		int,
+	keep_old		boolean NOT NULL DEFAULT false,
 	created_at		timestamptz NOT NULL DEFAULT now(),
 	CONSTRAINT projection_pkey PRIMARY KEY (id),
-	CONSTRAINT projection_name_key UNIQUE (name)
+	CONSTRAINT projection_name_key UNIQUE (name),
+	CONSTRAINT projection_rebuilds_key UNIQUE (rebuilds)
 );
 ALTER TABLE event_store.projection OWNER TO @extowner@;
 COMMENT ON TABLE event_store.projection IS 'read models: what they are made of, and how; see the view projections';
@@ -54,6 +58,9 @@ COMMENT ON COLUMN event_store.projection.max_attempts IS 'after so many failed a
 COMMENT ON COLUMN event_store.projection.first_delay IS 'from the first failure to the second attempt';
 COMMENT ON COLUMN event_store.projection.delay_factor IS 'by which the delay grows with each failure';
 COMMENT ON COLUMN event_store.projection.max_delay IS 'to which it grows';
+COMMENT ON COLUMN event_store.projection.tables IS 'the tables that its handler writes, for a rebuild; NULL: not known';
+COMMENT ON COLUMN event_store.projection.rebuilds IS 'id of the projection that it is a rebuild of, or that has replaced it; NULL: it is in service';
+COMMENT ON COLUMN event_store.projection.keep_old IS 'of a rebuild: whether that one is kept afterwards';
 COMMENT ON COLUMN event_store.projection.created_at IS 'when it was created';
 SELECT pg_extension_config_dump('event_store.projection', '');
 
@@ -162,13 +169,14 @@ CREATE FUNCTION event_store.create_projection(
 	max_delay interval DEFAULT '5 min',
 	batch_events int DEFAULT 10000,
 	batch_size int DEFAULT 16384,
-	refresh_every interval DEFAULT '0 s'
+	refresh_every interval DEFAULT '0 s',
+	tables text[] DEFAULT NULL
 ) RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_create_projection';
-REVOKE ALL ON FUNCTION event_store.create_projection(text, text, text, text, text[], text[], text, bigint, text, int, interval, float8, interval, int, int, interval) FROM PUBLIC;
-ALTER FUNCTION event_store.create_projection(text, text, text, text, text[], text[], text, bigint, text, int, interval, float8, interval, int, int, interval) OWNER TO @extowner@;
-COMMENT ON FUNCTION event_store.create_projection(text, text, text, text, text[], text[], text, bigint, text, int, interval, float8, interval, int, int, interval) IS
-'create_projection(name, kind, handler, mode = async, categories = NULL, types = NULL, key = NULL, start_after = 0, on_error = stop, max_attempts = 5, first_delay = 1 s, delay_factor = 2, max_delay = 5 min, batch_events = 10000, batch_size = 16384 kB, refresh_every = 0 s) -> bigint: makes a read model that is kept up to date with the events of some categories and types (NULL: all); returns where it begins. kind and handler: set, one or more SQL statements that see a batch of events as the relation new_events, with the columns of recorded_event; event, the name of a function that takes a recorded_event, and is called for each; fold, the name of a function f(state jsonb, event recorded_event) returning jsonb, or a built-in fold, whose states the extension stores by stream, or by key, an SQL expression over the columns of an event (NULL: the event has none); matview, the name of a materialized view, which is refreshed when there are such events, CONCURRENTLY if it can be, at most once per refresh_every. mode: async, by refresh_projection() or the worker, in batches of at most batch_events events and about batch_size kilobytes; inline, in the transaction that appends, after all that is there has been applied in this one, for which appends wait (only the owner of the store may, not for a matview); live, at each projection_state() (only for a fold). Effect and checkpoint commit together. The handler runs as the role that calls this, with its search_path, in a restricted context (no temporary tables, no SET ROLE). start_after: the position after which it begins; NULL: the settled end. on_error: an event that fails is tried again, up to max_attempts times, after first_delay, which grows by delay_factor to max_delay; then the projection stops, or skips it (see projection_failures). Needs SELECT on the view events. Raises VE002 for an invalid argument, VE011 if the name is taken, 42883 if there is no such function, and the errors of a handler that cannot be prepared.';
+REVOKE ALL ON FUNCTION event_store.create_projection(text, text, text, text, text[], text[], text, bigint, text, int, interval, float8, interval, int, int, interval, text[]) FROM PUBLIC;
+ALTER FUNCTION event_store.create_projection(text, text, text, text, text[], text[], text, bigint, text, int, interval, float8, interval, int, int, interval, text[]) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.create_projection(text, text, text, text, text[], text[], text, bigint, text, int, interval, float8, interval, int, int, interval, text[]) IS
+'create_projection(name, kind, handler, mode = async, categories = NULL, types = NULL, key = NULL, start_after = 0, on_error = stop, max_attempts = 5, first_delay = 1 s, delay_factor = 2, max_delay = 5 min, batch_events = 10000, batch_size = 16384 kB, refresh_every = 0 s, tables = NULL) -> bigint: makes a read model that is kept up to date with the events of some categories and types (NULL: all); returns where it begins. kind and handler: set, one or more SQL statements that see a batch of events as the relation new_events, with the columns of recorded_event; event, the name of a function that takes a recorded_event, and is called for each; fold, the name of a function f(state jsonb, event recorded_event) returning jsonb, or a built-in fold, whose states the extension stores by stream, or by key, an SQL expression over the columns of an event (NULL: the event has none); matview, the name of a materialized view, which is refreshed when there are such events, CONCURRENTLY if it can be, at most once per refresh_every. mode: async, by refresh_projection() or the worker, in batches of at most batch_events events and about batch_size kilobytes; inline, in the transaction that appends, after all that is there has been applied in this one, for which appends wait (only the owner of the store may, not for a matview); live, at each projection_state() (only for a fold). Effect and checkpoint commit together. The handler runs as the role that calls this, with its search_path, in a restricted context (no temporary tables, no SET ROLE). start_after: the position after which it begins; NULL: the settled end. on_error: an event that fails is tried again, up to max_attempts times, after first_delay, which grows by delay_factor to max_delay; then the projection stops, or skips it (see projection_failures). tables: the tables that a handler of kind set or event writes, which rebuild_projection() has to know; it must own them, and name them without a schema. Needs SELECT on the view events. Raises VE002 for an invalid argument, VE011 if the name is taken, 42883 if there is no such function, and the errors of a handler that cannot be prepared.';
 
 CREATE FUNCTION event_store.alter_projection(
 	name text,
@@ -181,13 +189,14 @@ CREATE FUNCTION event_store.alter_projection(
 	max_delay interval DEFAULT NULL,
 	batch_events int DEFAULT NULL,
 	batch_size int DEFAULT NULL,
-	refresh_every interval DEFAULT NULL
+	refresh_every interval DEFAULT NULL,
+	tables text[] DEFAULT NULL
 ) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_alter_projection';
-REVOKE ALL ON FUNCTION event_store.alter_projection(text, text, text, text, int, interval, float8, interval, int, int, interval) FROM PUBLIC;
-ALTER FUNCTION event_store.alter_projection(text, text, text, text, int, interval, float8, interval, int, int, interval) OWNER TO @extowner@;
-COMMENT ON FUNCTION event_store.alter_projection(text, text, text, text, int, interval, float8, interval, int, int, interval) IS
-'alter_projection(name, handler = NULL, mode = NULL, on_error = NULL, max_attempts = NULL, first_delay = NULL, delay_factor = NULL, max_delay = NULL, batch_events = NULL, batch_size = NULL, refresh_every = NULL) -> void: alters a projection; NULL leaves as it is. A new handler goes on from the checkpoint: what has been applied stays as it was applied. mode: async or inline, with nothing skipped or repeated; appends wait meanwhile, so let it catch up first; not in a transaction that has appended. Waits for who refreshes it. Only its owner, or the owner of the store, may; another handler only its owner. Raises VE002 for an invalid argument, VE010 if there is none of that name, VE012 if it cannot become inline because an event fails.';
+REVOKE ALL ON FUNCTION event_store.alter_projection(text, text, text, text, int, interval, float8, interval, int, int, interval, text[]) FROM PUBLIC;
+ALTER FUNCTION event_store.alter_projection(text, text, text, text, int, interval, float8, interval, int, int, interval, text[]) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.alter_projection(text, text, text, text, int, interval, float8, interval, int, int, interval, text[]) IS
+'alter_projection(name, handler = NULL, mode = NULL, on_error = NULL, max_attempts = NULL, first_delay = NULL, delay_factor = NULL, max_delay = NULL, batch_events = NULL, batch_size = NULL, refresh_every = NULL, tables = NULL) -> void: alters a projection; NULL leaves as it is (an empty array of tables: they are not known). A new handler goes on from the checkpoint: what has been applied stays as it was applied. mode: async or inline, with nothing skipped or repeated; appends wait meanwhile, so let it catch up first; not in a transaction that has appended. Waits for who refreshes it. Only its owner, or the owner of the store, may; another handler only its owner. Raises VE002 for an invalid argument, VE010 if there is none of that name, VE012 if it cannot become inline because an event fails.';
 
 CREATE FUNCTION event_store.drop_projection(name text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_drop_projection';
@@ -210,12 +219,45 @@ ALTER FUNCTION event_store.resume_projection(text) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.resume_projection(text) IS
 'resume_projection(name) -> void: ends a pause; a projection that has stopped at an event, or waits to try it again, does so at once, with its attempts counted anew. Raises VE002 if it is not asynchronous, VE010 if there is none of that name.';
 
-CREATE FUNCTION event_store.refresh_projection(name text, max_count bigint DEFAULT NULL) RETURNS bigint
+CREATE FUNCTION event_store.rebuild_projection(
+	name text,
+	handler text DEFAULT NULL,
+	keep_old boolean DEFAULT false,
+	start_after bigint DEFAULT 0
+) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_rebuild_projection';
+REVOKE ALL ON FUNCTION event_store.rebuild_projection(text, text, boolean, bigint) FROM PUBLIC;
+ALTER FUNCTION event_store.rebuild_projection(text, text, boolean, bigint) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.rebuild_projection(text, text, boolean, bigint) IS
+'rebuild_projection(name, handler = NULL, keep_old = false, start_after = 0) -> void: begins to build a projection anew, from the events after a position, beside the one in service, which goes on; with another handler of its kind, if one is given. The worker, or refresh_projection(), applies the events; when the rebuild has come as far as the one in service it takes its place, in one short transaction, as soon as nobody is in the way. What it builds in are states of its own (fold), or tables like those in service, in a schema event_store_rebuild_<n> that comes first in its search_path (set, event): the tables have to be known (see create_projection), be named by the handler without a schema, and be ordinary ones of the projection''s owner, without foreign keys and identity columns. Then each of them gets the new contents, and keeps its views, grants and triggers. Meanwhile is_replaying() is true for the handler. keep_old: what was in service is kept, and revert_rebuild() can go back to it. See the view projection_rebuilds. Only the owner of the projection, or of the store, may. Raises VE002 if it cannot be rebuilt, VE010 if there is none of that name, VE011 if it is being rebuilt.';
+
+CREATE FUNCTION event_store.finish_rebuild(name text) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_finish_rebuild';
+REVOKE ALL ON FUNCTION event_store.finish_rebuild(text) FROM PUBLIC;
+ALTER FUNCTION event_store.finish_rebuild(text) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.finish_rebuild(text) IS
+'finish_rebuild(name) -> void: applies the events that the rebuild of a projection still lacks, and lets it take its place, in the caller''s transaction, waiting for those who use the tables (of an inline projection: for those who have appended). Only the owner of the projection, or of the store, may. Raises VE010 if there is no such projection, or it is not being rebuilt, VE012 if the rebuild has failed or is paused, or a table has been altered.';
+
+CREATE FUNCTION event_store.revert_rebuild(name text) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_revert_rebuild';
+REVOKE ALL ON FUNCTION event_store.revert_rebuild(text) FROM PUBLIC;
+ALTER FUNCTION event_store.revert_rebuild(text) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.revert_rebuild(text) IS
+'revert_rebuild(name) -> void: what was in service before a rebuild, and was kept, applies the events that have come since, and takes its place again, like a rebuild. Only the owner of the projection, or of the store, may. Raises VE010 if there is no such projection, or nothing is kept.';
+
+CREATE FUNCTION event_store.cancel_rebuild(name text) RETURNS boolean
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_cancel_rebuild';
+REVOKE ALL ON FUNCTION event_store.cancel_rebuild(text) FROM PUBLIC;
+ALTER FUNCTION event_store.cancel_rebuild(text) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.cancel_rebuild(text) IS
+'cancel_rebuild(name) -> boolean: drops the rebuild of a projection, or what was kept after one; whether there was any. To stop it for a while: pause_projection(''<name> (new)''). Only the owner of the projection, or of the store, may. Raises VE010 if there is none of that name.';
+
+CREATE FUNCTION event_store.refresh_projection(name text, max_count bigint DEFAULT NULL, progress boolean DEFAULT false) RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_refresh_projection';
-REVOKE ALL ON FUNCTION event_store.refresh_projection(text, bigint) FROM PUBLIC;
-ALTER FUNCTION event_store.refresh_projection(text, bigint) OWNER TO @extowner@;
-COMMENT ON FUNCTION event_store.refresh_projection(text, bigint) IS
-'refresh_projection(name, max_count = NULL) -> bigint: applies the events behind the checkpoint, to the settled mark, at most max_count (NULL: all), in the caller''s transaction; returns how many. NULL, at once: somebody else is refreshing it. 0: there was nothing, or it is paused, has stopped, waits to try an event again, or is not asynchronous. An event that fails is a WARNING, and stands in the view projections. Needs SELECT on the view events. Raises VE002 for an invalid argument, VE010 if there is none of that name, 40001 in REPEATABLE READ or SERIALIZABLE if it has gone on since the snapshot.';
+REVOKE ALL ON FUNCTION event_store.refresh_projection(text, bigint, boolean) FROM PUBLIC;
+ALTER FUNCTION event_store.refresh_projection(text, bigint, boolean) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.refresh_projection(text, bigint, boolean) IS
+'refresh_projection(name, max_count = NULL, progress = false) -> bigint: applies the events behind the checkpoint, to the settled mark, at most max_count (NULL: all), in the caller''s transaction; returns how many. NULL, at once: somebody else is refreshing it. 0: there was nothing, or it is paused, has stopped, waits to try an event again, or is not asynchronous. Then it does the same for the rebuild of the projection, if there is one. progress: each batch is a NOTICE. An event that fails is a WARNING, and stands in the view projections. Needs SELECT on the view events. Raises VE002 for an invalid argument, VE010 if there is none of that name, 40001 in REPEATABLE READ or SERIALIZABLE if it has gone on since the snapshot.';
 
 CREATE FUNCTION event_store.refresh_projections(max_time interval DEFAULT NULL) RETURNS boolean
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_refresh_projections';
@@ -262,6 +304,7 @@ CREATE VIEW event_store.projections AS
 		   p.categories,
 		   p.types,
 		   CASE WHEN p.mode <> 'async' THEN 'current'
+				WHEN p.rebuilds IS NOT NULL AND p.name LIKE '% (old)' THEN 'kept'
 				WHEN p.paused THEN 'paused'
 				WHEN e.stopped THEN 'stopped'
 				WHEN e.projection_id IS NOT NULL THEN 'retrying'
@@ -300,7 +343,7 @@ COMMENT ON COLUMN event_store.projections.handler IS 'what is run';
 COMMENT ON COLUMN event_store.projections.key IS 'of a fold: what gives the key of its states; NULL: the stream';
 COMMENT ON COLUMN event_store.projections.categories IS 'categories that it reads; NULL: all';
 COMMENT ON COLUMN event_store.projections.types IS 'types that it reads; NULL: all';
-COMMENT ON COLUMN event_store.projections.status IS 'running; paused; retrying, after an error; stopped, by one; current, always: inline and live ones';
+COMMENT ON COLUMN event_store.projections.status IS 'running; kept, after a rebuild; paused; retrying, after an error; stopped, by one; current, always: inline and live ones';
 COMMENT ON COLUMN event_store.projections.checkpoint IS 'the position up to which all events have been applied; NULL: it has no need of one';
 COMMENT ON COLUMN event_store.projections.positions_behind IS 'how far the settled mark is ahead of it: the positions of events of any kind, and those that were never used';
 COMMENT ON COLUMN event_store.projections.open_events IS 'events that are not applied, counted up to 10,000; see projection_lag()';
@@ -322,6 +365,33 @@ COMMENT ON COLUMN event_store.projections.on_error IS 'stop or skip';
 COMMENT ON COLUMN event_store.projections.max_attempts IS 'attempts before it stops or skips';
 COMMENT ON COLUMN event_store.projections.owner IS 'the role that the handler runs as';
 COMMENT ON COLUMN event_store.projections.created_at IS 'when it was created';
+
+CREATE VIEW event_store.projection_rebuilds AS
+	SELECT s.name AS projection,
+		   CASE WHEN n.status = 'running' THEN CASE WHEN n.positions_behind = 0 THEN 'switching' ELSE 'building' END
+				ELSE n.status END AS phase,
+		   n.checkpoint AS done,
+		   event_store.settled_position() AS total,
+		   n.applied AS events,
+		   n.rate,
+		   CASE WHEN n.status = 'running' AND n.rate > 0 AND n.checkpoint > 0 THEN statement_timestamp()
+				+ make_interval(secs => n.positions_behind * (n.applied::float8 / n.checkpoint) / n.rate) END AS expected_end,
+		   n.message,
+		   n.created_at AS started_at
+	  FROM event_store.projection AS t
+	  JOIN event_store.projection AS s ON s.id = t.rebuilds
+	  JOIN event_store.projections AS n ON n.name = t.name;
+ALTER VIEW event_store.projection_rebuilds OWNER TO @extowner@;
+COMMENT ON VIEW event_store.projection_rebuilds IS 'projections that are being rebuilt, and how far that is';
+COMMENT ON COLUMN event_store.projection_rebuilds.projection IS 'the projection''s name';
+COMMENT ON COLUMN event_store.projection_rebuilds.phase IS 'building; switching, it has caught up, and takes its place as soon as nobody is in the way; paused, retrying, stopped; kept: it was in service before';
+COMMENT ON COLUMN event_store.projection_rebuilds.done IS 'position that the rebuild has come to';
+COMMENT ON COLUMN event_store.projection_rebuilds.total IS 'the settled mark';
+COMMENT ON COLUMN event_store.projection_rebuilds.events IS 'events that it has applied';
+COMMENT ON COLUMN event_store.projection_rebuilds.rate IS 'how many a second, over the last minute or so';
+COMMENT ON COLUMN event_store.projection_rebuilds.expected_end IS 'when it has caught up, at that rate';
+COMMENT ON COLUMN event_store.projection_rebuilds.message IS 'of the error that it has met last';
+COMMENT ON COLUMN event_store.projection_rebuilds.started_at IS 'when it began';
 
 CREATE VIEW event_store.projection_failures AS
 	SELECT p.name AS projection, f.position, e.stream, e.version, e.type, f.attempts, f.sql_state,

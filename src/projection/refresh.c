@@ -53,6 +53,9 @@ PG_FUNCTION_INFO_V1(event_store_projection_state);
 PG_FUNCTION_INFO_V1(event_store_projection_lag);
 PG_FUNCTION_INFO_V1(event_store_is_replaying);
 
+/* refresh_projection() was asked to tell of each batch */
+static bool progress = false;
+
 /* positions that pass by unread before a refresh that finds nothing writes the checkpoint */
 #define WORTH_A_WRITE	1000
 
@@ -128,7 +131,8 @@ trouble_of(const ErrorData *error)
 		case ERRCODE_OPERATOR_INTERVENTION:
 			return TROUBLE_CALLER;
 		default:
-			return error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ? TROUBLE_PASSES : TROUBLE_EVENT;
+			return error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
+				error->sqlerrcode == ERRCODE_VE_PROJECTION_FAILED ? TROUBLE_PASSES : TROUBLE_EVENT;
 	}
 }
 
@@ -148,10 +152,17 @@ try_batch(const Projection *projection, int64 max_count, Applied *applied, int64
 	{
 		LogSource	log;
 
+		int64		writes = rebuild_writes_in_service(projection);
+
 		open_log(&log, projection, projection->position, projection->kind == PROJECTION_MATVIEW);
 		apply_batch(projection, &log.source, max_count, applied);
 		*mark = reader_counts(log.reader).mark;
 		reader_close(log.reader);
+		if (rebuild_writes_in_service(projection) != writes)
+			ereport(ERROR,
+					(errcode(ERRCODE_VE_PROJECTION_FAILED),
+					 errmsg("the handler of \"%s\" has written to a table in service", projection->name),
+					 errhint("Name the tables of a projection without a schema, so that a rebuild can have its own.")));
 		ReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
@@ -363,6 +374,11 @@ refresh_run(Projection *projection, int64 max_count, TimestampTz until, int64 *t
 			more = event_failed(projection, error, applied.position);
 		else
 			more = find_failed(projection, error, &applied, total);
+		if (progress)
+			ereport(NOTICE,
+					(errmsg("projection \"%s\": %lld events applied, at position %lld of %lld",
+							projection->name, (long long) projection->applied,
+							(long long) projection->position, (long long) settled_mark())));
 		CHECK_FOR_INTERRUPTS();
 		MemoryContextReset(context);
 	}
@@ -394,13 +410,41 @@ lock_to_refresh(text *name, Projection *projection)
 	}
 }
 
+/*
+ * Refreshes one that is locked, and what rebuilds it.  A rebuild that has caught up
+ * takes its place.
+ */
+static int64
+refresh_both(Projection *projection, int64 max_count)
+{
+	int64		total = 0;
+	int64		rebuilt = 0;
+	Projection	twin;
+
+	if (projection->mode == PROJECTION_ASYNC)
+		(void) refresh_run(projection, max_count, 0, &total);
+	if (projection->rebuilds != 0)
+	{
+		if (!projection->paused && !projection->failing)
+			(void) rebuild_switch(projection, false);
+		return total;
+	}
+	if (total >= max_count || !projection_read_twin(projection->id, &twin) ||
+		apply_is_running(twin.id) || !projection_lock(twin.id, false) ||
+		!projection_read_id(twin.id, &twin) || twin.paused)
+		return total;
+	if (!refresh_run(&twin, max_count - total, 0, &rebuilt) && !twin.failing)
+		(void) rebuild_switch(&twin, false);
+	return total + rebuilt;
+}
+
 Datum
 event_store_refresh_projection(PG_FUNCTION_ARGS)
 {
 	Projection	projection;
 	text	   *name;
 	int64		max_count = PG_ARGISNULL(1) ? PG_INT64_MAX : PG_GETARG_INT64(1);
-	int64		total = 0;
+	volatile int64 total = 0;
 
 	projection_guard("event_store.refresh_projection()");
 	name = projection_name_argument(fcinfo, 0);
@@ -410,12 +454,18 @@ event_store_refresh_projection(PG_FUNCTION_ARGS)
 				 errmsg("max_count must be positive")));
 	if (!lock_to_refresh(name, &projection))
 		PG_RETURN_NULL();
-	if (projection.mode == PROJECTION_ASYNC)
+	progress = !PG_ARGISNULL(2) && PG_GETARG_BOOL(2);
+	PG_TRY();
 	{
-		(void) refresh_run(&projection, max_count, 0, &total);
-		if (total > 0)
-			wake_at_end();
+		total = refresh_both(&projection, max_count);
 	}
+	PG_FINALLY();
+	{
+		progress = false;
+	}
+	PG_END_TRY();
+	if (total > 0)
+		wake_at_end();
 	PG_RETURN_INT64(total);
 }
 
@@ -473,8 +523,14 @@ event_store_refresh_projections(PG_FUNCTION_ARGS)
 			!projection_lock(projection.id, false))
 			continue;
 		if (projection_read_id(projection.id, &projection) && projection.mode == PROJECTION_ASYNC)
-			more |= refresh_run(&projection, PG_INT64_MAX,
-								time == 0 ? 0 : start + time * (i + 1) / count, &applied);
+		{
+			bool		again = refresh_run(&projection, PG_INT64_MAX,
+											time == 0 ? 0 : start + time * (i + 1) / count, &applied);
+
+			if (!again && projection.rebuilds != 0 && !projection.paused && !projection.failing)
+				(void) rebuild_switch(&projection, false);
+			more |= again;
+		}
 		total += applied;
 		CHECK_FOR_INTERRUPTS();
 	}
@@ -681,9 +737,9 @@ event_store_projection_lag(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), result, no_result)));
 }
 
-/* Nothing is replayed but while a projection is rebuilt. */
+/* Only while a projection is rebuilt anything is. */
 Datum
 event_store_is_replaying(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BOOL(false);
+	PG_RETURN_BOOL(apply_is_replaying());
 }
