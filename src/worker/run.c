@@ -131,22 +131,24 @@ notify(int64 position, bool *more)
 	return reached;
 }
 
-/* Sleeps until woken, or a time has come; in a transaction. */
-static void
+/* Sleeps until woken, or a time has come; in a transaction.  Has somebody woken it? */
+static bool
 wait_until(TimestampTz until)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	bool		woken = MyLatch->is_set;
 
 	if (until > now)
 	{
 		pgstat_report_activity(STATE_IDLE, NULL);
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 (until - now) / 1000 + 1, PG_WAIT_EXTENSION);
+		woken = (WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						   (until - now) / 1000 + 1, PG_WAIT_EXTENSION) & WL_LATCH_SET) != 0;
 	}
 	ResetLatch(MyLatch);
 	/* there is nothing to cancel */
 	QueryCancelPending = false;
 	CHECK_FOR_INTERRUPTS();
+	return woken;
 }
 
 /*
@@ -191,9 +193,10 @@ work(int64 notified)
 	for (;;)
 	{
 		TimestampTz now;
+		bool		woken;
 
 		StartTransactionCommand();
-		wait_until(more ? 0 : Min(next_look, next_task));
+		woken = wait_until(more ? 0 : Min(next_look, next_task));
 		if (ConfigReloadPending)
 		{
 			ConfigReloadPending = false;
@@ -216,6 +219,9 @@ work(int64 notified)
 			notified = notify(notified, &more);
 			notified_at = GetCurrentTimestamp();
 		}
+		else if (woken)
+			/* it has appended nothing, but let go of what others wait for */
+			wake_waiters();
 		CommitTransactionCommand();
 		if (next_task <= GetCurrentTimestamp())
 			next_task = run_a_task();
