@@ -385,7 +385,7 @@ nack(Subscription *subscription, int64 position, const char *error,
 		if (direct)
 			state_write(subscription, 0);
 	}
-	breaker_failed(subscription, 1, dead ? 1 : 0);
+	breaker_failed(subscription, dead);
 	return cstring_to_text(dead ? "dead" : "retry");
 }
 
@@ -497,8 +497,8 @@ event_store_leave(PG_FUNCTION_ARGS)
 			(void) state_lock_part(&subscription, LOCK_SLOT + slots[i], true);
 	if (count > 0)
 	{
-		batch_reclaim(&subscription, slots, count, consumer, false);
-		failure_reclaim(&subscription, slots, count, consumer, false);
+		batch_reclaim(&subscription, slots, count, consumer, false, NULL);
+		failure_reclaim(&subscription, slots, count, consumer, false, NULL);
 	}
 	was_there = group_leave(&subscription, consumer);
 	if (was_there)

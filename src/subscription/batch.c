@@ -50,6 +50,7 @@ typedef struct Batch
 	int			priority;
 	text	   *consumer;		/* under whose lease; NULL: queued */
 	TimestampTz until;
+	Interval   *lease;
 	EventList	events;
 } Batch;
 
@@ -63,7 +64,7 @@ static Statement insert = {
 };
 
 #define BATCH_COLUMNS \
-"b.first_position, b.slot, b.priority, b.consumer, b.leased_until, b.positions, b.streams"
+"b.first_position, b.slot, b.priority, b.consumer, b.leased_until, b.positions, b.streams, b.lease"
 
 static Statement queued_in_order = {
 	"SELECT q.* FROM pg_catalog.unnest($2) AS s (slot), LATERAL ("
@@ -206,7 +207,7 @@ static Statement slots_by_position = {
 	" WHERE o.subscription_id = $1 AND o.first_position >= $4 AND o.consumer = b.consumer" \
 	" AND o.slot = b.slot AND o.leased_until <= pg_catalog.clock_timestamp()) END" \
 	" FOR UPDATE" locked ")" \
-	" RETURNING d.positions, d.streams, d.consumer"
+	" RETURNING d.positions, d.streams, d.consumer, d.leased_until, d.delivered_at"
 
 static Statement over_rows = {
 	OVER_ROWS(" SKIP LOCKED"), 6, {INT4OID, INT4ARRAYOID, TEXTOID, INT8OID, BOOLOID, BOOLOID}
@@ -381,22 +382,27 @@ read_batches(MemoryContext context, int *count)
 	for (int i = 0; i < *count; i++)
 	{
 		HeapTuple	row = table->vals[i];
-		Datum		consumer;
-		Datum		until;
+		Datum		value;
 		bool		isnull;
 		int			n;
 
 		batches[i].slot = DatumGetInt32(SPI_getbinval(row, table->tupdesc, 2, &isnull));
 		batches[i].priority = DatumGetInt32(SPI_getbinval(row, table->tupdesc, 3, &isnull));
-		consumer = SPI_getbinval(row, table->tupdesc, 4, &isnull);
-		batches[i].consumer = isnull ? NULL : DatumGetTextPCopy(consumer);
-		until = SPI_getbinval(row, table->tupdesc, 5, &isnull);
-		batches[i].until = isnull ? 0 : DatumGetTimestampTz(until);
+		value = SPI_getbinval(row, table->tupdesc, 4, &isnull);
+		batches[i].consumer = isnull ? NULL : DatumGetTextPCopy(value);
+		value = SPI_getbinval(row, table->tupdesc, 5, &isnull);
+		batches[i].until = isnull ? 0 : DatumGetTimestampTz(value);
 		batches[i].events.positions =
 			state_array_int64(SPI_getbinval(row, table->tupdesc, 6, &isnull), &n);
 		batches[i].events.streams =
 			state_array_int64(SPI_getbinval(row, table->tupdesc, 7, &isnull), &n);
 		batches[i].events.count = n;
+		value = SPI_getbinval(row, table->tupdesc, 8, &isnull);
+		if (!isnull)
+		{
+			batches[i].lease = palloc(sizeof(Interval));
+			memcpy(batches[i].lease, DatumGetIntervalP(value), sizeof(Interval));
+		}
 	}
 	MemoryContextSwitchTo(saved);
 	return batches;
@@ -1101,6 +1107,7 @@ batch_park_stream(Subscription *subscription, int64 stream, int64 position)
 				move_delivered(subscription->id, &batches[i], &rest);
 			holder.name = batches[i].consumer;
 			holder.until = batches[i].until;
+			holder.lease = batches[i].lease;
 			failure_park(subscription, &earlier, holder.name == NULL ? NULL : &holder, false);
 			failure_park(subscription, &in_hand, NULL, true);
 			failure_park(subscription, &later, NULL, false);
@@ -1245,10 +1252,12 @@ batch_extend(Subscription *subscription, const Consumer *consumer, const Interva
 
 /*
  * Takes back what is out under leases that are over, in slots that are locked;
- * or what a consumer has who leaves; or (all) all.
+ * or what a consumer has who leaves; or (all) all.  Adds to the list whose silence
+ * that is.
  */
 void
-batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *leaving, bool all)
+batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *leaving, bool all,
+			  List **silences)
 {
 	MemoryContext context = CurrentMemoryContext;
 	Datum		values[6];
@@ -1256,6 +1265,8 @@ batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *le
 	int			count;
 	EventList  *lists;
 	text	  **consumers;
+	TimestampTz *until;
+	TimestampTz *since;
 
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = state_int32_array(slots, nslots);
@@ -1269,6 +1280,8 @@ batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *le
 								leaving == NULL ? "  n   " : NULL);
 	lists = MemoryContextAllocZero(context, sizeof(EventList) * Max(count, 1));
 	consumers = MemoryContextAllocZero(context, sizeof(text *) * Max(count, 1));
+	until = MemoryContextAlloc(context, sizeof(TimestampTz) * Max(count, 1));
+	since = MemoryContextAlloc(context, sizeof(TimestampTz) * Max(count, 1));
 	for (int i = 0; i < count; i++)
 	{
 		HeapTuple	row = SPI_tuptable->vals[i];
@@ -1279,19 +1292,24 @@ batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *le
 		lists[i].positions = state_array_int64(SPI_getbinval(row, desc, 1, &isnull), &lists[i].count);
 		lists[i].streams = state_array_int64(SPI_getbinval(row, desc, 2, &isnull), &lists[i].count);
 		consumers[i] = DatumGetTextPCopy(SPI_getbinval(row, desc, 3, &isnull));
+		until[i] = DatumGetTimestampTz(SPI_getbinval(row, desc, 4, &isnull));
+		since[i] = DatumGetTimestampTz(SPI_getbinval(row, desc, 5, &isnull));
 		MemoryContextSwitchTo(spi);
 	}
 	state_end(&saved);
 	for (int i = 0; i < count; i++)
 	{
 		int			events = 0;
+		int			dead;
 
 		for (int k = 0; k < count; k++)
 			if (VARSIZE_ANY_EXHDR(consumers[k]) == VARSIZE_ANY_EXHDR(consumers[i]) &&
 				memcmp(VARDATA_ANY(consumers[k]), VARDATA_ANY(consumers[i]),
 					   VARSIZE_ANY_EXHDR(consumers[i])) == 0)
 				events += lists[k].count;
-		failure_take_back(subscription, &lists[i], leaving == NULL, events == 1, consumers[i]);
+		dead = failure_take_back(subscription, &lists[i], leaving == NULL, events == 1, consumers[i]);
+		if (leaving == NULL)
+			breaker_add_silence(silences, consumers[i], until[i], since[i], dead);
 	}
 }
 

@@ -241,7 +241,7 @@ extern void batch_extend(Subscription *subscription, const Consumer *consumer,
 						 const Interval *lease);
 extern void batch_renew(Subscription *subscription, const Consumer *consumer);
 extern void batch_reclaim(Subscription *subscription, const int *slots, int nslots,
-						  text *leaving, bool all);
+						  text *leaving, bool all, List **silences);
 extern void batch_give_up(Subscription *subscription, const int64 *positions, int count,
 						  EventList *events);
 
@@ -265,10 +265,10 @@ extern bool failure_add(Subscription *subscription, int64 position, int64 stream
 extern bool failure_again(Subscription *subscription, int64 position, const char *error,
 						  const Interval *retry_after, const Consumer *consumer,
 						  bool *dead);
-extern void failure_take_back(Subscription *subscription, const EventList *events,
+extern int	failure_take_back(Subscription *subscription, const EventList *events,
 							  bool silent, bool alone, text *consumer);
 extern void failure_reclaim(Subscription *subscription, const int *slots, int nslots,
-							text *leaving, bool all);
+							text *leaving, bool all, List **silences);
 extern int	failure_take(Subscription *subscription, const int *slots, int nslots,
 						 int max_count, const Consumer *consumer, Retry **retries,
 						 bool *alone);
@@ -278,7 +278,7 @@ extern void failure_lock_slots(Subscription *subscription, const int64 *position
 							   int count, int64 up_to, const Consumer *consumer);
 extern TimestampTz failure_next_due(Subscription *subscription, bool *queued);
 extern void failure_set_heads(Subscription *subscription, const int64 *streams, int count);
-extern int	failure_give_up(Subscription *subscription, int others);
+extern int	failure_give_up(Subscription *subscription, int others, int *dead);
 
 /* ----------------------------------------------------------------
  * group.c: consumers and the slots that they own
@@ -300,8 +300,21 @@ extern bool group_reslot(Subscription *subscription);
  * breaker.c: when too much fails
  * ----------------------------------------------------------------
  */
+
+/* a consumer from which something was taken back */
+typedef struct Silence
+{
+	text	   *consumer;		/* empty: one without a name */
+	TimestampTz until;			/* the end of its lease */
+	TimestampTz heard_at;
+	int			dead;			/* events that are dead letters by it */
+} Silence;
+
 extern int	breaker_limit(Subscription *subscription, int max_count);
-extern void breaker_failed(Subscription *subscription, int failures, int dead);
+extern void breaker_failed(Subscription *subscription, bool dead);
+extern void breaker_add_silence(List **silences, text *consumer, TimestampTz until,
+								TimestampTz heard_at, int dead);
+extern void breaker_silences(Subscription *subscription, List *silences);
 extern void breaker_succeeded(Subscription *subscription, int64 count);
 
 /* ack.c */

@@ -193,15 +193,17 @@ CREATE TABLE event_store.subscription_fault (
 	subscription_id	int NOT NULL,
 	at				timestamptz NOT NULL,
 	failures		bigint NOT NULL DEFAULT 1,
-	dead_letters	bigint NOT NULL DEFAULT 0
+	dead_letters	bigint NOT NULL DEFAULT 0,
+	consumer		text COLLATE "C"
 );
 CREATE INDEX subscription_fault_at ON event_store.subscription_fault (subscription_id, at);
 ALTER TABLE event_store.subscription_fault OWNER TO @extowner@;
 COMMENT ON TABLE event_store.subscription_fault IS 'failed attempts, those of long ago added up';
 COMMENT ON COLUMN event_store.subscription_fault.subscription_id IS 'event_store.subscription.id';
 COMMENT ON COLUMN event_store.subscription_fault.at IS 'when; -infinity: long ago';
-COMMENT ON COLUMN event_store.subscription_fault.failures IS 'how many attempts failed';
-COMMENT ON COLUMN event_store.subscription_fault.dead_letters IS 'how many of them were the last';
+COMMENT ON COLUMN event_store.subscription_fault.failures IS 'how many attempts failed; 0: more of a silence that has been counted';
+COMMENT ON COLUMN event_store.subscription_fault.dead_letters IS 'how many events are dead letters by them';
+COMMENT ON COLUMN event_store.subscription_fault.consumer IS 'who fell silent; NULL: nobody, or one without a name';
 SELECT pg_extension_config_dump('event_store.subscription_fault', '');
 
 CREATE TABLE event_store.subscription_breaker (
