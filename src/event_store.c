@@ -31,4 +31,5 @@ _PG_init(void)
 	notify_init();
 	launch_init();
 	delivered_init();
+	deal_init();
 }

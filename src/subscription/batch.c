@@ -35,10 +35,8 @@
 #include "common/compat.h"
 #include "subscription/subscription.h"
 
-/* events that are dealt at once: so many polls of each slot, in these bounds */
+/* events that are dealt at once: so many polls of each slot, in bounds */
 #define DEAL_POLLS		4
-#define DEAL_MIN		1000
-#define DEAL_MAX		10000
 
 /* rows of the queue of ordered slots have at least so many */
 #define MIN_BATCH		20
@@ -511,10 +509,10 @@ note_oldest(Subscription *subscription)
 }
 
 /*
- * Deals out what follows the cursor.  False if there is nothing, or if another
- * is just doing it.
+ * Deals out what follows the cursor, for polls of so many events.  Returns how many
+ * that are: none if there is nothing, or if another is just doing it.
  */
-bool
+int64
 batch_deal(Subscription *subscription, int max_count)
 {
 	int64		wanted = Min((int64) max_count * subscription->slots * DEAL_POLLS, DEAL_MAX);
@@ -530,7 +528,7 @@ batch_deal(Subscription *subscription, int max_count)
 	Dealt	   *dealt = NULL;
 
 	if (!state_lock_part(subscription, LOCK_CURSOR, false))
-		return false;
+		return 0;
 	state_read_again(subscription);
 	wanted = Max(wanted, DEAL_MIN);
 	if (!subscription->competing)
@@ -566,7 +564,7 @@ batch_deal(Subscription *subscription, int max_count)
 	if (count == 0 && last - subscription->checkpoint < DEAL_MAX)
 	{
 		state_unlock_part(subscription, LOCK_CURSOR);
-		return false;
+		return 0;
 	}
 
 	state_begin(&saved);
@@ -601,9 +599,10 @@ batch_deal(Subscription *subscription, int max_count)
 		subscription->ndecided--;
 	}
 	subscription->checkpoint = last;
+	subscription->poll_size = Min(max_count, DEAL_MAX);
 	state_write(subscription, count);
 	subscription->has_batches = true;
-	return count > 0;
+	return count;
 }
 
 /*

@@ -312,19 +312,6 @@ deliver_log(Request *request, Subscription *subscription)
 	}
 }
 
-/* Goes over to another number of slots, if one is wanted; false: not yet. */
-static bool
-reslot(Subscription *subscription)
-{
-	if (delivered_any(subscription->id) || !state_lock_whole(subscription))
-		return false;
-	state_read_again(subscription);
-	if (subscription->wanted_slots == 0 || group_reslot(subscription))
-		return true;
-	state_unlock_whole(subscription);
-	return false;
-}
-
 static void consumer_died(int code, Datum arg);
 
 /* Delivers what is open; returns how much. */
@@ -378,13 +365,13 @@ deliver(Request *request)
 	request->max_count = breaker_limit(&subscription, request->max_count);
 	if (request->max_count == 0)
 		return 0;
-	if (subscription.wanted_slots > 0 && !reslot(&subscription))
+	if (subscription.wanted_slots > 0 && !deal_slots(&subscription))
 		return 0;
 
 	last_max_count = request->max_count;
 	/* what is of greater priority than all that is dealt shall not wait behind it */
 	if (subscription.priority_key != NULL)
-		(void) batch_deal(&subscription, request->max_count);
+		(void) deal_more(&subscription, request->max_count);
 	for (int deals = 0;; deals++)
 	{
 		bool		direct = state_is_direct(&subscription);
@@ -418,7 +405,7 @@ deliver(Request *request)
 		/* who has no slot deals nothing out */
 		if (direct || request->count >= request->max_count || deals >= DEALS ||
 			(nslots == 0 && consumer->name != NULL) ||
-			!batch_deal(&subscription, request->max_count))
+			!deal_more(&subscription, request->max_count))
 			break;
 	}
 	return request->count;
@@ -691,7 +678,7 @@ give_up(int32 id)
 		/* it may have dealt some of them itself, in the transaction that is no more */
 		if (events.count < count && !state_is_direct(&subscription) &&
 			positions[count - 1] > subscription.checkpoint &&
-			batch_deal(&subscription, last_max_count))
+			batch_deal(&subscription, last_max_count) > 0)
 			batch_give_up(&subscription, positions, count, &events);
 	}
 	if (state_is_direct(&subscription) && up_to > subscription.checkpoint)

@@ -64,6 +64,7 @@ typedef struct Subscription
 	int64		taken;
 	TimestampTz taken_at;
 	double		rate;
+	int			poll_size;		/* for which events were dealt last; 0: none were */
 	int			ndecided;		/* and these behind it, ascending */
 	int64	   *decided;
 
@@ -129,6 +130,8 @@ extern void state_read_again(Subscription *subscription);
 extern void state_unlock_whole(const Subscription *subscription);
 extern bool state_lock_whole(const Subscription *subscription);
 extern bool state_is_direct(const Subscription *subscription);
+extern bool state_cursor_is_taken(const Subscription *subscription);
+extern void state_give_back(const Subscription *subscription);
 extern bool state_mark(int32 id);
 extern void state_unmark(int32 id);
 extern bool state_is_marked(int32 id, bool wait);
@@ -218,7 +221,12 @@ extern int64 subscription_scan_close(SubscriptionScan *scan);
  * batch.c: events that are dealt out to slots, or out under a lease
  * ----------------------------------------------------------------
  */
-extern bool batch_deal(Subscription *subscription, int max_count);
+
+/* events that are dealt at once, at least and at most */
+#define DEAL_MIN		1000
+#define DEAL_MAX		10000
+
+extern int64 batch_deal(Subscription *subscription, int max_count);
 extern void batch_deal_anew(Subscription *subscription, int slots);
 extern void batch_take(Subscription *subscription, const int *slots, int nslots,
 					   int max_count, const Consumer *consumer, EventList *taken);
@@ -295,6 +303,14 @@ extern int	group_drop_used(Subscription *subscription, const Consumer *consumer,
 							int *slots, int nslots);
 extern bool group_leave(Subscription *subscription, text *consumer);
 extern bool group_reslot(Subscription *subscription);
+
+/* ----------------------------------------------------------------
+ * deal.c: dealing for others
+ * ----------------------------------------------------------------
+ */
+extern bool deal_more(Subscription *subscription, int max_count);
+extern bool deal_slots(Subscription *subscription);
+extern void deal_init(void);
 
 /* ----------------------------------------------------------------
  * breaker.c: when too much fails
