@@ -606,6 +606,36 @@ batch_deal(Subscription *subscription, int max_count)
 }
 
 /*
+ * Puts open events of the log into the queue of the one slot; the cursor, which is
+ * locked, passes them in the caller's next write.  What was delivered of them
+ * stays so.
+ */
+void
+batch_queue(Subscription *subscription, const EventList *events)
+{
+	int64		delivered_to = delivered_log(subscription->id);
+	OwnerSwitch saved;
+
+	state_begin(&saved);
+	note_oldest(subscription);
+	for (int i = 0; i < events->count; i += MAX_BATCH)
+	{
+		int			count = Min(MAX_BATCH, events->count - i);
+		EventList	row = {0};
+
+		insert_batch(subscription, 1, 0, events, i, count, NULL);
+		row.count = count;
+		row.positions = events->positions + i;
+		while (count > 0 && row.positions[count - 1] > delivered_to)
+			count--;
+		if (count > 0)
+			note_delivered(subscription->id, &row, row.positions[count - 1]);
+	}
+	state_end(&saved);
+	subscription->has_batches |= events->count > 0;
+}
+
+/*
  * Deals what is queued out to another number of slots.  Nobody else works with
  * the subscription, and nothing is out under a lease.
  */

@@ -260,8 +260,7 @@ deliver_log(Request *request, Subscription *subscription)
 
 		if (failure_blocks(subscription, stream))
 		{
-			if (!at_once && (parked.count >= MAX_PARKED ||
-							 subscription->ndecided + parked.count >= MAX_DECIDED))
+			if (!at_once && parked.count >= MAX_PARKED)
 				break;
 			events_add(&parked, position, stream);
 			last = position;
@@ -292,18 +291,16 @@ deliver_log(Request *request, Subscription *subscription)
 			breaker_succeeded(subscription, count);
 		return;
 	}
+	if (count > 0)
+		delivered_note(subscription->id, DELIVERED_LOG, 0)->delivered_to = last;
 	if (parked.count > 0)
 	{
 		(void) ack_decide(subscription, parked.positions, parked.count, 0, false);
 		failure_park(subscription, &parked, NULL, false);
 	}
-	if (count > 0)
-	{
-		delivered_note(subscription->id, DELIVERED_LOG, 0)->delivered_to = last;
-		if (!subscription->has_failures)
-			delivered_read(subscription, after, last, count);
-	}
-	else if (before == 0 && subscription->ndecided == 0 && last == 0 &&
+	if (count > 0 && !subscription->has_failures)
+		delivered_read(subscription, after, last, count);
+	else if (count == 0 && before == 0 && subscription->ndecided == 0 && last == 0 &&
 			 mark - subscription->checkpoint >= WORTH_A_WRITE && !IsolationUsesXactSnapshot())
 	{
 		/* there was nothing of interest up to the mark: don't look there again */

@@ -11,7 +11,7 @@
 #include "common/plans.h"
 #include "stream/read.h"
 
-/* positions behind an open event that can be decided before it */
+/* positions decided behind an open event that are kept in a list */
 #define MAX_DECIDED		10000
 
 /* the slots of a subscription, at most */
@@ -227,6 +227,7 @@ extern int64 subscription_scan_close(SubscriptionScan *scan);
 #define DEAL_MAX		10000
 
 extern int64 batch_deal(Subscription *subscription, int max_count);
+extern void batch_queue(Subscription *subscription, const EventList *events);
 extern void batch_deal_anew(Subscription *subscription, int slots);
 extern void batch_take(Subscription *subscription, const int *slots, int nslots,
 					   int max_count, const Consumer *consumer, EventList *taken);
