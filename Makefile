@@ -37,6 +37,7 @@ OBJS = \
 	src/subscription/batch.o \
 	src/subscription/failure.o \
 	src/subscription/group.o \
+	src/subscription/deal.o \
 	src/subscription/breaker.o \
 	src/subscription/ack.o \
 	src/subscription/poll.o \

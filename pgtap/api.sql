@@ -98,6 +98,7 @@ INSERT INTO api VALUES
 	('dead_letters',
 	 'subscription text, max_count bigint DEFAULT 1000, OUT "position" bigint, OUT stream text, OUT version integer, OUT type text, OUT attempts integer, OUT error text, OUT consumer text, OUT first_failed_at timestamp with time zone, OUT failed_at timestamp with time zone, OUT parked bigint, OUT data jsonb, OUT metadata jsonb',
 	 'SETOF record', 'stable', 'unsafe', 'sql', true),
+	('deal_subscriptions', '', 'bigint', 'volatile', 'unsafe', 'c', true),
 	('replay_dead_letters',
 	 'subscription text, at_position bigint DEFAULT NULL::bigint, stream text DEFAULT NULL::text',
 	 'bigint', 'volatile', 'unsafe', 'c', true),

@@ -162,6 +162,43 @@ ROLLBACK;
 SELECT count(*) FROM (SELECT silence('job', c) FROM unnest(ARRAY['c', 'd']) c) s;
 SELECT count(*) FROM event_store.poll('job', 1, 'e', lease => '1 min');
 SELECT consumer FROM event_store.subscription_consumer c JOIN event_store.subscription s ON s.id = c.subscription_id WHERE s.name = 'job';
+-- very much is done behind an event that is open: what is open among it goes into the queue
+INSERT INTO event_store.events (stream, type, data)
+SELECT 'far-' || i % 5, 't', to_jsonb(i) FROM generate_series(1, 24000) i;
+CREATE TEMP TABLE far AS SELECT position, stream, data::int AS n FROM event_store.events WHERE stream LIKE 'far-%';
+SELECT event_store.create_subscription('far', stream_pattern => 'far-%', first_delay => '0', jitter => 0);
+CREATE VIEW far_state AS
+	SELECT (SELECT n FROM far WHERE position = checkpoint) AS checkpoint, open_events, acknowledged, done_ahead, queued, waiting, retries FROM event_store.subscriptions WHERE name = 'far';
+SELECT event_store.ack('far', (SELECT array_agg(position) FROM far WHERE n BETWEEN 3 AND 10002));
+SELECT * FROM far_state;
+SELECT event_store.ack('far', (SELECT array_agg(position) FROM far WHERE n IN (10006, 10007)));
+SELECT * FROM far_state;
+SELECT array_agg(n) FROM event_store.poll('far', 7) JOIN far USING (position);
+-- the same by a failure, in a transaction that was given some of it
+SELECT event_store.rewind_subscription('far', 0);
+SELECT event_store.ack('far', (SELECT array_agg(position) FROM far WHERE n BETWEEN 13 AND 10012));
+BEGIN;
+SELECT min(n), max(n) FROM event_store.poll('far', 20) JOIN far USING (position);
+SELECT event_store.nack('far', (SELECT position FROM far WHERE n = 10021), 'bad');
+SELECT * FROM far_state;
+SELECT array_agg(n) FROM event_store.poll('far', 4) JOIN far USING (position);
+SELECT event_store.ack('far', (SELECT array_agg(position) FROM far WHERE n IN (6, 11)));
+SELECT event_store.ack_up_to('far', (SELECT position FROM far WHERE n = 5));
+SELECT * FROM far_state;
+COMMIT;
+SELECT array_agg(n ORDER BY n) FROM event_store.poll('far', 15) JOIN far USING (position);
+-- one that is acknowledged as often as not, to its end
+SELECT event_store.rewind_subscription('far', 0);
+SELECT event_store.ack('far', (SELECT array_agg(position) FROM far WHERE n % 2 = 0 AND n % 3 = r)) FROM generate_series(0, 2) r;
+SELECT * FROM far_state;
+CREATE TEMP TABLE late AS SELECT row_number() OVER () AS i, p.position, n, p.stream FROM event_store.poll('far', NULL) p JOIN far USING (position);
+SELECT count(*), count(DISTINCT n), bool_and(n % 2 = 1), min(n), max(n) FROM late;
+SELECT count(*) AS out_of_order FROM (SELECT n, lag(n) OVER (PARTITION BY stream ORDER BY i) AS before FROM late) x WHERE before > n;
+SELECT event_store.ack('far', (SELECT array_agg(position) FROM late));
+SELECT * FROM far_state;
+DROP VIEW far_state;
+DROP TABLE far, late;
+
 SELECT * FROM stuck;
 SELECT event_store.drop_subscription(name) FROM event_store.subscriptions;
 SELECT (SELECT count(*) FROM event_store.subscription_heartbeat), (SELECT count(*) FROM event_store.subscription_consumer), (SELECT count(*) FROM event_store.subscription_batch);

@@ -194,6 +194,36 @@ SELECT event_store.replay_dead_letters('work');
 SELECT data, attempt FROM event_store.poll('work', auto_ack => true);
 SELECT open_events FROM event_store.subscriptions WHERE name = 'work';
 
+-- an acknowledgement renews all that the consumer has, what waits for it in front of a failed one, too
+SELECT event_store.create_subscription('renewed', first_delay => '1 hour');
+SELECT count(*) FROM event_store.poll('renewed', 20, 'r', lease => '1 hour');
+SELECT event_store.nack('renewed', 8, 'bad', consumer => 'r');
+UPDATE event_store.subscription_batch SET leased_until = now() + '10 min' WHERE consumer = 'r';
+UPDATE event_store.subscription_failure SET leased_until = now() + '10 min', due = now() + '10 min' WHERE consumer = 'r';
+SELECT event_store.ack('renewed', '{2}', 'r');
+SELECT position, attempts, leased_until > now() + interval '30 min' AS renewed, due = leased_until AS due_then
+FROM event_store.subscription_failure WHERE consumer = 'r';
+SELECT event_store.ack('renewed', '{1}', 'r');
+
+-- a consumer that falls silent has failed once, however much it had
+SELECT event_store.create_subscription('silent', slots => 4, breaker_failures => 3, breaker_timeout => '1 hour', first_delay => '0');
+SELECT event_store.nack('silent', min(position), 'bad', consumer => 's1') FROM event_store.poll('silent', 3, 's1', lease => '1 hour');
+SELECT count(*) FROM event_store.poll('silent', 3, 's1', lease => '2 hours');
+SELECT count(*) FROM event_store.poll('silent', 30, 's1', lease => '3 hours');
+SELECT count(*) FROM event_store.poll('silent', 1, 's2', lease => '1 hour');
+SELECT count(*) FROM event_store.poll('silent', 1, 's3', lease => '1 hour');
+SELECT failures, breaker FROM event_store.subscriptions WHERE name = 'silent';
+SELECT silence('silent', 's1');
+-- those who take its slots over find parts of it, one after the other
+SELECT count(*) > 0 AS some FROM event_store.poll('silent', 5, 's2', lease => '1 hour');
+SELECT count(*) > 0 AS some FROM event_store.poll('silent', 5, 's3', lease => '1 hour');
+SELECT failures, breaker FROM event_store.subscriptions WHERE name = 'silent';
+SELECT count(*) FROM event_store.subscription_fault WHERE consumer = 's1' AND failures = 0;
+SELECT event_store.reset_breaker('silent');
+SELECT silence('silent', 's2'), silence('silent', 's3');
+SELECT count(*) > 0 AS some FROM event_store.poll('silent', 5, 's4', lease => '1 hour');
+SELECT failures, breaker FROM event_store.subscriptions WHERE name = 'silent';
+
 SELECT call, raises('SELECT event_store.' || call) FROM unnest(ARRAY[
 	'create_subscription(''n'', mode => ''other'')', 'create_subscription(''n'', mode => ''competing'', slots => 2)', 'create_subscription(''n'', slots => 0)',
 	'create_subscription(''n'', slots => 2000)', 'create_subscription(''n'', priority_key => ''p'')', 'create_subscription(''n'', mode => ''competing'', priority_key => '''')',

@@ -32,5 +32,6 @@ _PG_init(void)
 	notify_init();
 	launch_init();
 	delivered_init();
+	deal_init();
 	projection_init();
 }

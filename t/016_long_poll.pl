@@ -71,6 +71,15 @@ foreach my $with ('without a worker', 'with a worker')
 	$other->run('ROLLBACK');
 	is(join(',', $waiter->result), $last + 3 . '|any', "$with: a rollback sets it free");
 	$other->run($ack);
+
+	# and what another consumer has can be delivered when that gives it back
+	$other->run($append);
+	$other->run('BEGIN');
+	$other->run(q(SELECT count(*) FROM event_store.poll('all')));
+	ok(waits($poll), "$with: it waits for what another consumer has");
+	$other->run('ROLLBACK');
+	is(scalar(my @rows = $waiter->result), 1, "$with: and gets it when that rolls back");
+	$other->run($ack);
 }
 $node->safe_psql('postgres', 'SELECT event_store.stop_worker()');
 

@@ -20,7 +20,8 @@
 #define LOCK_CLASS_WAITER	0xE506	/* who waits for events */
 #define LOCK_CLASS_TASK		0xE507	/* a task of the worker, by hash of its name */
 #define LOCK_CLASS_SUBSCRIPTION	0xE508	/* a subscription, or a part of it */
-#define LOCK_CLASS_PROJECTION	0xE509	/* a projection, or a key of an inline fold */
+#define LOCK_CLASS_ERRAND	0xE509	/* what somebody asks the worker for */
+#define LOCK_CLASS_PROJECTION	0xE50A	/* a projection, or a key of an inline fold */
 
 extern void locks_set_tag(LOCKTAG *tag, uint16 lock_class, uint64 key);
 

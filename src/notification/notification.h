@@ -6,6 +6,7 @@
 #define EVENT_STORE_NOTIFICATION_H
 
 #include "datatype/timestamp.h"
+#include "storage/lock.h"
 
 /* notify.c: the appender's side */
 extern void notify_category(const char *category, int64 count, int64 last_position);
@@ -25,5 +26,10 @@ extern void wake_at_end(void);
 extern void wake_waiters(void);
 extern void wake_begin_wait(void);
 extern void wake_end_wait(void);
+extern void wake_begin_ask(uint64 key);
+extern void wake_end_ask(uint64 key);
+extern uint64 *wake_asked(int *count);
+extern void wake_askers(uint64 key);
+extern bool wake_is_held_by_others(const LOCKTAG *tag);
 
 #endif

@@ -21,6 +21,10 @@
  * process shows without a look into the lock table.
  *
  * Nothing depends on being woken: who waits looks for himself now and then.
+ *
+ * E: who asks the holder of N for something holds LOCK_CLASS_ERRAND, ShareLock,
+ *	  with a key that says what, and with the key 0, while it waits for that.  A
+ *	  look at the latter tells the holder of N whether there is anything.
  */
 #include "postgres.h"
 
@@ -224,4 +228,90 @@ wake_end_wait(void)
 
 	locks_set_tag(&tag, LOCK_CLASS_WAITER, 0);
 	(void) LockRelease(&tag, ShareLock, false);
+}
+
+/* Asks the notifier for what a key stands for, which is not 0, until wake_end_ask(). */
+void
+wake_begin_ask(uint64 key)
+{
+	LOCKTAG		tag;
+	PGPROC	   *proc = find_notifier();
+
+	locks_set_tag(&tag, LOCK_CLASS_ERRAND, key);
+	(void) LockAcquire(&tag, ShareLock, false, false);
+	locks_set_tag(&tag, LOCK_CLASS_ERRAND, 0);
+	(void) LockAcquire(&tag, ShareLock, false, false);
+	if (proc != NULL)
+		SetLatch(&proc->procLatch);
+}
+
+void
+wake_end_ask(uint64 key)
+{
+	LOCKTAG		tag;
+
+	locks_set_tag(&tag, LOCK_CLASS_ERRAND, 0);
+	(void) LockRelease(&tag, ShareLock, false);
+	locks_set_tag(&tag, LOCK_CLASS_ERRAND, key);
+	(void) LockRelease(&tag, ShareLock, false);
+}
+
+/* What the notifier is asked for, each once. */
+uint64 *
+wake_asked(int *count)
+{
+	LOCKTAG		tag;
+	LockData   *locks;
+	uint64	   *keys;
+	int			n;
+
+	*count = 0;
+	locks_set_tag(&tag, LOCK_CLASS_ERRAND, 0);
+	(void) GetLockConflicts(&tag, ExclusiveLock, &n);
+	if (n == 0)
+		return NULL;
+	locks = GetLockStatusData();
+	keys = palloc(sizeof(uint64) * Max(locks->nelements, 1));
+	for (int i = 0; i < locks->nelements; i++)
+	{
+		const LOCKTAG *held = &locks->locks[i].locktag;
+		uint64		key = ((uint64) held->locktag_field2 << 32) | held->locktag_field3;
+		bool		known = false;
+
+		if (held->locktag_type != LOCKTAG_USERLOCK || held->locktag_field4 != LOCK_CLASS_ERRAND ||
+			held->locktag_field1 != MyDatabaseId || key == 0)
+			continue;
+		for (int k = 0; k < *count && !known; k++)
+			known = keys[k] == key;
+		if (!known)
+			keys[(*count)++] = key;
+	}
+	return keys;
+}
+
+/* It has been done. */
+void
+wake_askers(uint64 key)
+{
+	LOCKTAG		tag;
+	VirtualTransactionId *holders;
+	int			count;
+
+	locks_set_tag(&tag, LOCK_CLASS_ERRAND, key);
+	holders = GetLockConflicts(&tag, ExclusiveLock, &count);
+	set_latches(holders, count);
+}
+
+/* Does anybody hold a lock in ExclusiveLock but this backend, and the notifier? */
+bool
+wake_is_held_by_others(const LOCKTAG *tag)
+{
+	PGPROC	   *proc = find_notifier();
+	int			count;
+	VirtualTransactionId *holders = GetLockConflicts(tag, ShareLock, &count);
+
+	for (int i = 0; i < count; i++)
+		if (proc == NULL || compat_vxid_proc(holders[i]) != proc)
+			return true;
+	return false;
 }

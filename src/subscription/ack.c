@@ -112,7 +112,8 @@ ack_check_interval(const char *what, const Interval *interval, AtLeast low)
  * the given positions, or all up to one.  The open events from the checkpoint on
  * are read again, up to the last of them: the checkpoint moves to the last event
  * before the first that stays open; what is decided behind that is kept in a
- * list.  Returns how many were open, and are not any more.
+ * list.  If that gets too long, what is open among them moves into rows of the
+ * queue, and the checkpoint past it.  Returns how many were open, and are not any more.
  *
  * done: the consumer is done with them, so those of a blocked stream do not
  * count; otherwise they have been put elsewhere.
@@ -127,6 +128,9 @@ ack_decide(Subscription *subscription, const int64 *positions, int count, int64 
 	int64		checkpoint = subscription->checkpoint;
 	bool		gap = false;
 	int64		found = 0;
+	int			room = subscription->ndecided + MAX_DECIDED;
+	int			before = -1;	/* so many of the list lie before the last position */
+	EventList	open = {0};		/* as does this */
 	SubscriptionScan *scan;
 	Datum		values[RE_NATTS];
 	bool		nulls[RE_NATTS];
@@ -140,7 +144,7 @@ ack_decide(Subscription *subscription, const int64 *positions, int count, int64 
 		state_write(subscription, found);
 		return found;
 	}
-	decided = palloc(sizeof(int64) * (subscription->ndecided + MAX_DECIDED));
+	decided = palloc(sizeof(int64) * room);
 	scan = subscription_scan_open(subscription, subscription->checkpoint, PG_INT64_MAX, true);
 	while (subscription_scan_next(scan, values, nulls))
 	{
@@ -166,20 +170,33 @@ ack_decide(Subscription *subscription, const int64 *positions, int count, int64 
 			found++;
 			if (!gap)
 				checkpoint = position;
-			else if (ndecided < MAX_DECIDED)
-				decided[ndecided++] = position;
 			else
-				ereport(ERROR,
-						(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-						 errmsg("too many events are acknowledged behind one that is open"),
-						 errdetail("There can be %d; the open one has position %lld or the next after it.",
-								   MAX_DECIDED, (long long) checkpoint),
-						 errhint("Acknowledge events in their order, or that one first.")));
+			{
+				/* and what is left of the list that there was */
+				if (ndecided + subscription->ndecided - next >= room)
+				{
+					room *= 2;
+					decided = repalloc_huge(decided, sizeof(int64) * room);
+				}
+				decided[ndecided++] = position;
+			}
 		}
 		else
+		{
 			gap = true;
+			events_add(&open, position, subscription_scan_stream(scan));
+		}
 	}
 	(void) subscription_scan_close(scan);
+	while (next < subscription->ndecided && subscription->decided[next] <= last)
+	{
+		if (gap)
+			decided[ndecided++] = subscription->decided[next];
+		else
+			checkpoint = subscription->decided[next];
+		next++;
+	}
+	before = ndecided;
 	for (; next < subscription->ndecided; next++)
 	{
 		if (gap)
@@ -189,10 +206,23 @@ ack_decide(Subscription *subscription, const int64 *positions, int count, int64 
 	}
 	if (found > 0)
 	{
+		int64		taken = found;
+
 		subscription->checkpoint = checkpoint;
 		subscription->decided = decided;
 		subscription->ndecided = ndecided;
-		state_write(subscription, found);
+		if (ndecided > MAX_DECIDED && before > 0)
+		{
+			/* all up to the last of them is in the log no more */
+			while (open.count > 0 && open.positions[open.count - 1] > decided[before - 1])
+				open.count--;
+			batch_queue(subscription, &open);
+			taken += open.count;
+			subscription->checkpoint = decided[before - 1];
+			subscription->decided += before;
+			subscription->ndecided -= before;
+		}
+		state_write(subscription, taken);
 	}
 	return found;
 }
@@ -385,7 +415,7 @@ nack(Subscription *subscription, int64 position, const char *error,
 		if (direct)
 			state_write(subscription, 0);
 	}
-	breaker_failed(subscription, 1, dead ? 1 : 0);
+	breaker_failed(subscription, dead);
 	return cstring_to_text(dead ? "dead" : "retry");
 }
 
@@ -497,8 +527,8 @@ event_store_leave(PG_FUNCTION_ARGS)
 			(void) state_lock_part(&subscription, LOCK_SLOT + slots[i], true);
 	if (count > 0)
 	{
-		batch_reclaim(&subscription, slots, count, consumer, false);
-		failure_reclaim(&subscription, slots, count, consumer, false);
+		batch_reclaim(&subscription, slots, count, consumer, false, NULL);
+		failure_reclaim(&subscription, slots, count, consumer, false, NULL);
 	}
 	was_there = group_leave(&subscription, consumer);
 	if (was_there)

@@ -35,10 +35,8 @@
 #include "common/compat.h"
 #include "subscription/subscription.h"
 
-/* events that are dealt at once: so many polls of each slot, in these bounds */
+/* events that are dealt at once: so many polls of each slot, in bounds */
 #define DEAL_POLLS		4
-#define DEAL_MIN		1000
-#define DEAL_MAX		10000
 
 /* rows of the queue of ordered slots have at least so many */
 #define MIN_BATCH		20
@@ -50,6 +48,7 @@ typedef struct Batch
 	int			priority;
 	text	   *consumer;		/* under whose lease; NULL: queued */
 	TimestampTz until;
+	Interval   *lease;
 	EventList	events;
 } Batch;
 
@@ -63,7 +62,7 @@ static Statement insert = {
 };
 
 #define BATCH_COLUMNS \
-"b.first_position, b.slot, b.priority, b.consumer, b.leased_until, b.positions, b.streams"
+"b.first_position, b.slot, b.priority, b.consumer, b.leased_until, b.positions, b.streams, b.lease"
 
 static Statement queued_in_order = {
 	"SELECT q.* FROM pg_catalog.unnest($2) AS s (slot), LATERAL ("
@@ -206,7 +205,7 @@ static Statement slots_by_position = {
 	" WHERE o.subscription_id = $1 AND o.first_position >= $4 AND o.consumer = b.consumer" \
 	" AND o.slot = b.slot AND o.leased_until <= pg_catalog.clock_timestamp()) END" \
 	" FOR UPDATE" locked ")" \
-	" RETURNING d.positions, d.streams, d.consumer"
+	" RETURNING d.positions, d.streams, d.consumer, d.leased_until, d.delivered_at"
 
 static Statement over_rows = {
 	OVER_ROWS(" SKIP LOCKED"), 6, {INT4OID, INT4ARRAYOID, TEXTOID, INT8OID, BOOLOID, BOOLOID}
@@ -381,22 +380,27 @@ read_batches(MemoryContext context, int *count)
 	for (int i = 0; i < *count; i++)
 	{
 		HeapTuple	row = table->vals[i];
-		Datum		consumer;
-		Datum		until;
+		Datum		value;
 		bool		isnull;
 		int			n;
 
 		batches[i].slot = DatumGetInt32(SPI_getbinval(row, table->tupdesc, 2, &isnull));
 		batches[i].priority = DatumGetInt32(SPI_getbinval(row, table->tupdesc, 3, &isnull));
-		consumer = SPI_getbinval(row, table->tupdesc, 4, &isnull);
-		batches[i].consumer = isnull ? NULL : DatumGetTextPCopy(consumer);
-		until = SPI_getbinval(row, table->tupdesc, 5, &isnull);
-		batches[i].until = isnull ? 0 : DatumGetTimestampTz(until);
+		value = SPI_getbinval(row, table->tupdesc, 4, &isnull);
+		batches[i].consumer = isnull ? NULL : DatumGetTextPCopy(value);
+		value = SPI_getbinval(row, table->tupdesc, 5, &isnull);
+		batches[i].until = isnull ? 0 : DatumGetTimestampTz(value);
 		batches[i].events.positions =
 			state_array_int64(SPI_getbinval(row, table->tupdesc, 6, &isnull), &n);
 		batches[i].events.streams =
 			state_array_int64(SPI_getbinval(row, table->tupdesc, 7, &isnull), &n);
 		batches[i].events.count = n;
+		value = SPI_getbinval(row, table->tupdesc, 8, &isnull);
+		if (!isnull)
+		{
+			batches[i].lease = palloc(sizeof(Interval));
+			memcpy(batches[i].lease, DatumGetIntervalP(value), sizeof(Interval));
+		}
 	}
 	MemoryContextSwitchTo(saved);
 	return batches;
@@ -505,10 +509,10 @@ note_oldest(Subscription *subscription)
 }
 
 /*
- * Deals out what follows the cursor.  False if there is nothing, or if another
- * is just doing it.
+ * Deals out what follows the cursor, for polls of so many events.  Returns how many
+ * that are: none if there is nothing, or if another is just doing it.
  */
-bool
+int64
 batch_deal(Subscription *subscription, int max_count)
 {
 	int64		wanted = Min((int64) max_count * subscription->slots * DEAL_POLLS, DEAL_MAX);
@@ -524,7 +528,7 @@ batch_deal(Subscription *subscription, int max_count)
 	Dealt	   *dealt = NULL;
 
 	if (!state_lock_part(subscription, LOCK_CURSOR, false))
-		return false;
+		return 0;
 	state_read_again(subscription);
 	wanted = Max(wanted, DEAL_MIN);
 	if (!subscription->competing)
@@ -560,7 +564,7 @@ batch_deal(Subscription *subscription, int max_count)
 	if (count == 0 && last - subscription->checkpoint < DEAL_MAX)
 	{
 		state_unlock_part(subscription, LOCK_CURSOR);
-		return false;
+		return 0;
 	}
 
 	state_begin(&saved);
@@ -595,9 +599,40 @@ batch_deal(Subscription *subscription, int max_count)
 		subscription->ndecided--;
 	}
 	subscription->checkpoint = last;
+	subscription->poll_size = Min(max_count, DEAL_MAX);
 	state_write(subscription, count);
 	subscription->has_batches = true;
-	return count > 0;
+	return count;
+}
+
+/*
+ * Puts open events of the log into the queue of the one slot; the cursor, which is
+ * locked, passes them in the caller's next write.  What was delivered of them
+ * stays so.
+ */
+void
+batch_queue(Subscription *subscription, const EventList *events)
+{
+	int64		delivered_to = delivered_log(subscription->id);
+	OwnerSwitch saved;
+
+	state_begin(&saved);
+	note_oldest(subscription);
+	for (int i = 0; i < events->count; i += MAX_BATCH)
+	{
+		int			count = Min(MAX_BATCH, events->count - i);
+		EventList	row = {0};
+
+		insert_batch(subscription, 1, 0, events, i, count, NULL);
+		row.count = count;
+		row.positions = events->positions + i;
+		while (count > 0 && row.positions[count - 1] > delivered_to)
+			count--;
+		if (count > 0)
+			note_delivered(subscription->id, &row, row.positions[count - 1]);
+	}
+	state_end(&saved);
+	subscription->has_batches |= events->count > 0;
 }
 
 /*
@@ -1101,6 +1136,7 @@ batch_park_stream(Subscription *subscription, int64 stream, int64 position)
 				move_delivered(subscription->id, &batches[i], &rest);
 			holder.name = batches[i].consumer;
 			holder.until = batches[i].until;
+			holder.lease = batches[i].lease;
 			failure_park(subscription, &earlier, holder.name == NULL ? NULL : &holder, false);
 			failure_park(subscription, &in_hand, NULL, true);
 			failure_park(subscription, &later, NULL, false);
@@ -1245,10 +1281,12 @@ batch_extend(Subscription *subscription, const Consumer *consumer, const Interva
 
 /*
  * Takes back what is out under leases that are over, in slots that are locked;
- * or what a consumer has who leaves; or (all) all.
+ * or what a consumer has who leaves; or (all) all.  Adds to the list whose silence
+ * that is.
  */
 void
-batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *leaving, bool all)
+batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *leaving, bool all,
+			  List **silences)
 {
 	MemoryContext context = CurrentMemoryContext;
 	Datum		values[6];
@@ -1256,6 +1294,8 @@ batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *le
 	int			count;
 	EventList  *lists;
 	text	  **consumers;
+	TimestampTz *until;
+	TimestampTz *since;
 
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = state_int32_array(slots, nslots);
@@ -1269,6 +1309,8 @@ batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *le
 								leaving == NULL ? "  n   " : NULL);
 	lists = MemoryContextAllocZero(context, sizeof(EventList) * Max(count, 1));
 	consumers = MemoryContextAllocZero(context, sizeof(text *) * Max(count, 1));
+	until = MemoryContextAlloc(context, sizeof(TimestampTz) * Max(count, 1));
+	since = MemoryContextAlloc(context, sizeof(TimestampTz) * Max(count, 1));
 	for (int i = 0; i < count; i++)
 	{
 		HeapTuple	row = SPI_tuptable->vals[i];
@@ -1279,19 +1321,24 @@ batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *le
 		lists[i].positions = state_array_int64(SPI_getbinval(row, desc, 1, &isnull), &lists[i].count);
 		lists[i].streams = state_array_int64(SPI_getbinval(row, desc, 2, &isnull), &lists[i].count);
 		consumers[i] = DatumGetTextPCopy(SPI_getbinval(row, desc, 3, &isnull));
+		until[i] = DatumGetTimestampTz(SPI_getbinval(row, desc, 4, &isnull));
+		since[i] = DatumGetTimestampTz(SPI_getbinval(row, desc, 5, &isnull));
 		MemoryContextSwitchTo(spi);
 	}
 	state_end(&saved);
 	for (int i = 0; i < count; i++)
 	{
 		int			events = 0;
+		int			dead;
 
 		for (int k = 0; k < count; k++)
 			if (VARSIZE_ANY_EXHDR(consumers[k]) == VARSIZE_ANY_EXHDR(consumers[i]) &&
 				memcmp(VARDATA_ANY(consumers[k]), VARDATA_ANY(consumers[i]),
 					   VARSIZE_ANY_EXHDR(consumers[i])) == 0)
 				events += lists[k].count;
-		failure_take_back(subscription, &lists[i], leaving == NULL, events == 1, consumers[i]);
+		dead = failure_take_back(subscription, &lists[i], leaving == NULL, events == 1, consumers[i]);
+		if (leaving == NULL)
+			breaker_add_silence(silences, consumers[i], until[i], since[i], dead);
 	}
 }
 

@@ -9,6 +9,10 @@
  *
  * Each failure is a row of its own, so that consumers of different slots do not
  * wait for each other; those of long ago are added up now and then.
+ *
+ * A consumer that falls silent has failed once, however much it had: what it got
+ * before its silence was first noticed belongs to that, though it may be taken
+ * back later, with other slots.
  */
 #include "postgres.h"
 
@@ -25,9 +29,12 @@
 #define ADD_UP_EVERY	64
 
 static Statement note_fault = {
-	"INSERT INTO event_store.subscription_fault (subscription_id, at, failures, dead_letters)"
-	" VALUES ($1, pg_catalog.clock_timestamp(), $2, $3)",
-	3, {INT4OID, INT8OID, INT8OID}
+	"INSERT INTO event_store.subscription_fault (subscription_id, at, failures, dead_letters, consumer)"
+	" SELECT $1, pg_catalog.clock_timestamp(),"
+	" CASE WHEN EXISTS (SELECT FROM event_store.subscription_fault AS f"
+	" WHERE f.subscription_id = $1 AND f.at >= $5 AND f.consumer = $4) THEN 0 ELSE $2 END, $3, $4"
+	" RETURNING failures",
+	5, {INT4OID, INT8OID, INT8OID, TEXTOID, TIMESTAMPTZOID}
 };
 
 static Statement add_up = {
@@ -119,20 +126,30 @@ breaker_limit(Subscription *subscription, int max_count)
 	return (int) Max(Min(max_count, subscription->breaker_probes - batch_leased(subscription, NULL)), 0);
 }
 
-/* So many attempts have failed, so many of them for good. */
-void
-breaker_failed(Subscription *subscription, int failures, int dead)
+/*
+ * An attempt has failed, and with it so many events for good.  silent: by the
+ * silence of this consumer, which had been heard of then.
+ */
+static void
+note_failure(Subscription *subscription, int dead, text *silent, TimestampTz heard_at)
 {
-	Datum		values[3];
+	Datum		values[5];
 	OwnerSwitch saved;
 	bool		isnull;
 	bool		too_many;
 
 	values[0] = Int32GetDatum(subscription->id);
-	values[1] = Int64GetDatum(failures);
+	values[1] = Int64GetDatum(1);
 	values[2] = Int64GetDatum(dead);
+	values[3] = PointerGetDatum(silent);
+	values[4] = TimestampTzGetDatum(heard_at);
 	state_begin(&saved);
-	(void) plans_execute(&note_fault, values, NULL);
+	(void) plans_execute(&note_fault, values, silent == NULL ? "   nn" : NULL);
+	if (DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)) == 0)
+	{
+		state_end(&saved);
+		return;
+	}
 	values[1] = seconds(subscription->breaker_window);
 	if (pg_prng_uint32(&pg_global_prng_state) % ADD_UP_EVERY == 0)
 		(void) plans_execute(&add_up, values, NULL);
@@ -147,6 +164,62 @@ breaker_failed(Subscription *subscription, int failures, int dead)
 	if (too_many && change_state(subscription, "closed", "half-open", "open",
 								 subscription->breaker_timeout, 0))
 		subscription->breaker = BREAKER_OPEN;
+}
+
+/* The handling of an event has failed; dead: for good. */
+void
+breaker_failed(Subscription *subscription, bool dead)
+{
+	note_failure(subscription, dead ? 1 : 0, NULL, 0);
+}
+
+/*
+ * Something was taken back from a consumer that is silent, in this call: it adds to
+ * the list of these.  Those without a name are told apart by the end of the lease,
+ * which is that of one poll.
+ */
+void
+breaker_add_silence(List **silences, text *consumer, TimestampTz until, TimestampTz heard_at,
+					int dead)
+{
+	ListCell   *cell;
+	Silence    *silence;
+
+	foreach(cell, *silences)
+	{
+		silence = lfirst(cell);
+		if (VARSIZE_ANY_EXHDR(silence->consumer) == VARSIZE_ANY_EXHDR(consumer) &&
+			memcmp(VARDATA_ANY(silence->consumer), VARDATA_ANY(consumer),
+				   VARSIZE_ANY_EXHDR(consumer)) == 0 &&
+			(VARSIZE_ANY_EXHDR(consumer) > 0 || silence->until == until))
+		{
+			silence->heard_at = Min(silence->heard_at, heard_at);
+			silence->dead += dead;
+			return;
+		}
+	}
+	silence = palloc(sizeof(Silence));
+	silence->consumer = consumer;
+	silence->until = until;
+	silence->heard_at = heard_at;
+	silence->dead = dead;
+	*silences = lappend(*silences, silence);
+}
+
+/* That was all of them: each counts as one failure. */
+void
+breaker_silences(Subscription *subscription, List *silences)
+{
+	ListCell   *cell;
+
+	foreach(cell, silences)
+	{
+		Silence    *silence = lfirst(cell);
+
+		note_failure(subscription, silence->dead,
+					 VARSIZE_ANY_EXHDR(silence->consumer) > 0 ? silence->consumer : NULL,
+					 silence->heard_at);
+	}
 }
 
 /* So many events were acknowledged. */

@@ -64,10 +64,10 @@ static Statement is_blocked = {
 
 static Statement park = {
 	"INSERT INTO event_store.subscription_failure AS f"
-	" (subscription_id, position, stream_id, slot, consumer, leased_until, due)"
-	" SELECT $1, e.position, e.stream, e.slot, $5, $6, $6"
+	" (subscription_id, position, stream_id, slot, consumer, leased_until, due, lease)"
+	" SELECT $1, e.position, e.stream, e.slot, $5, $6, $6, $7"
 	" FROM unnest($2, $3, $4) AS e (position, stream, slot)",
-	6, {INT4OID, INT8ARRAYOID, INT8ARRAYOID, INT4ARRAYOID, TEXTOID, TIMESTAMPTZOID}
+	7, {INT4OID, INT8ARRAYOID, INT8ARRAYOID, INT4ARRAYOID, TEXTOID, TIMESTAMPTZOID, INTERVALOID}
 };
 
 static Statement add = {
@@ -235,15 +235,16 @@ static Statement next_due = {
 	" first_failed_at = CASE WHEN $3 IS NULL" \
 	" THEN coalesce(f.first_failed_at, pg_catalog.clock_timestamp()) ELSE f.first_failed_at END," \
 	" failed_at = CASE WHEN $3 IS NULL THEN pg_catalog.clock_timestamp() ELSE f.failed_at END" \
-	" WHERE f.subscription_id = $1 AND f.position IN" \
-	" (SELECT b.position FROM event_store.subscription_failure AS b" \
+	" FROM (SELECT b.position, b.consumer, b.leased_until, b.leased_until - b.lease AS heard_at" \
+	" FROM event_store.subscription_failure AS b" \
 	" WHERE b.subscription_id = $1 AND b.slot = ANY ($2)" \
 	" AND CASE WHEN $5 IS NOT NULL THEN b.position = ANY ($5) AND b.consumer IS NULL AND NOT b.dead" \
 	" ELSE b.due IS NOT NULL AND b.consumer IS NOT NULL" \
 	" AND CASE WHEN $6 THEN true WHEN $3 IS NULL THEN b.leased_until <= pg_catalog.clock_timestamp()" \
 	" ELSE b.consumer = $3 END END" \
-	" FOR UPDATE" locked ")" \
-	" RETURNING f.stream_id, f.dead"
+	" FOR UPDATE" locked ") AS o" \
+	" WHERE f.subscription_id = $1 AND f.position = o.position" \
+	" RETURNING f.stream_id, f.dead, o.consumer, o.leased_until, o.heard_at"
 
 static Statement reclaim = {
 	RECLAIM(" SKIP LOCKED"), 7, {INT4OID, INT4ARRAYOID, TEXTOID, INT4OID, INT8ARRAYOID, BOOLOID, BOOLOID}
@@ -433,7 +434,8 @@ void
 failure_park(Subscription *subscription, const EventList *events, const Consumer *holder,
 			 bool in_hand)
 {
-	Datum		values[6];
+	Datum		values[7];
+	char		nulls[8] = "       ";
 	OwnerSwitch saved;
 
 	if (events->count == 0)
@@ -442,10 +444,18 @@ failure_park(Subscription *subscription, const EventList *events, const Consumer
 	values[1] = state_int64_array(events->positions, events->count);
 	values[2] = state_int64_array(events->streams, events->count);
 	values[3] = slots_of(subscription, events);
-	values[4] = holder == NULL ? (Datum) 0 : state_consumer(holder);
-	values[5] = holder == NULL ? (Datum) 0 : TimestampTzGetDatum(holder->until);
+	values[4] = values[5] = values[6] = (Datum) 0;
+	nulls[4] = nulls[5] = nulls[6] = 'n';
+	if (holder != NULL)
+	{
+		values[4] = state_consumer(holder);
+		values[5] = TimestampTzGetDatum(holder->until);
+		values[6] = IntervalPGetDatum(unconstify(Interval *, holder->lease));
+		nulls[4] = nulls[5] = ' ';
+		nulls[6] = holder->lease == NULL ? 'n' : ' ';
+	}
 	state_begin(&saved);
-	(void) plans_execute(&park, values, holder == NULL ? "    nn" : NULL);
+	(void) plans_execute(&park, values, nulls);
 	/* each stream has a first one, which is due, whatever has become of the others */
 	if (!subscription->competing)
 		set_heads(subscription, events->streams, events->count, true);
@@ -552,9 +562,10 @@ failure_again(Subscription *subscription, int64 position, const char *error,
 
 /*
  * Takes back what a consumer had under a lease: it fell silent, or it leaves of
- * its own accord, which counts for nothing.  alone: it had nothing else.
+ * its own accord, which counts for nothing.  alone: it had nothing else.  Returns
+ * how many of the events are dead letters now.
  */
-void
+int
 failure_take_back(Subscription *subscription, const EventList *events, bool silent,
 				  bool alone, text *consumer)
 {
@@ -577,17 +588,16 @@ failure_take_back(Subscription *subscription, const EventList *events, bool sile
 	subscription->has_failures = true;
 	if (state_is_direct(subscription))
 		state_write(subscription, 0);
-	if (silent)
-		breaker_failed(subscription, 1, dead ? 1 : 0);
+	return dead ? events->count : 0;
 }
 
 /*
  * The same for what had failed before, and was out under a lease again; given_up:
  * or delivered to a transaction whose session ends in the middle of it.
  */
-static void
+static int
 reclaim_failed(Subscription *subscription, const int *slots, int nslots, text *leaving,
-			   bool given_up, bool all, bool alone)
+			   bool given_up, bool all, bool alone, List **silences)
 {
 	MemoryContext context = CurrentMemoryContext;
 	Datum		values[7];
@@ -611,45 +621,62 @@ reclaim_failed(Subscription *subscription, const int *slots, int nslots, text *l
 	streams = MemoryContextAlloc(context, sizeof(int64) * Max(n, 1));
 	for (uint64 i = 0; i < n; i++)
 	{
+		HeapTuple	row = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		MemoryContext spi;
+		text	   *consumer;
+		TimestampTz until;
+		Datum		heard_at;
+		bool		is_dead;
 		bool		isnull;
 
-		streams[i] = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
-												 1, &isnull));
-		if (DatumGetBool(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull)))
-			dead++;
+		streams[i] = DatumGetInt64(SPI_getbinval(row, desc, 1, &isnull));
+		is_dead = DatumGetBool(SPI_getbinval(row, desc, 2, &isnull));
+		dead += is_dead;
+		if (leaving != NULL || given_up)
+			continue;
+		spi = MemoryContextSwitchTo(context);
+		consumer = DatumGetTextPCopy(SPI_getbinval(row, desc, 3, &isnull));
+		until = DatumGetTimestampTz(SPI_getbinval(row, desc, 4, &isnull));
+		heard_at = SPI_getbinval(row, desc, 5, &isnull);
+		breaker_add_silence(silences, consumer, until,
+							isnull ? until : DatumGetTimestampTz(heard_at), is_dead ? 1 : 0);
+		MemoryContextSwitchTo(spi);
 	}
 	set_heads(subscription, streams, (int) n, true);
 	state_end(&saved);
 	if (n > 0 && state_is_direct(subscription))
 		state_write(subscription, 0);
-	if (n > 0 && leaving == NULL)
-		breaker_failed(subscription, 1, dead);
+	return dead;
 }
 
 void
-failure_reclaim(Subscription *subscription, const int *slots, int nslots, text *leaving, bool all)
+failure_reclaim(Subscription *subscription, const int *slots, int nslots, text *leaving, bool all,
+				List **silences)
 {
-	reclaim_failed(subscription, slots, nslots, leaving, false, all, true);
+	(void) reclaim_failed(subscription, slots, nslots, leaving, false, all, true, silences);
 }
 
 /*
  * What was delivered to this transaction, and not decided, whose session ends; others:
- * it had so many other events.  Returns how many there are.
+ * it had so many other events.  Returns how many there are; so many are dead now.
  */
 int
-failure_give_up(Subscription *subscription, int others)
+failure_give_up(Subscription *subscription, int others, int *dead)
 {
 	int		   *slots = palloc(sizeof(int) * subscription->slots);
 	int			nslots = 0;
 	int			count = delivered_count(subscription->id, DELIVERED_FAILURE);
 
+	*dead = 0;
 	if (count == 0)
 		return 0;
 	for (int slot = 1; slot <= subscription->slots; slot++)
 		if (subscription->competing || state_is_direct(subscription) ||
 			state_lock_part(subscription, LOCK_SLOT + slot, false))
 			slots[nslots++] = slot;
-	reclaim_failed(subscription, slots, nslots, NULL, true, false, count + others == 1);
+	*dead = reclaim_failed(subscription, slots, nslots, NULL, true, false, count + others == 1,
+						   NULL);
 	return count;
 }
 

@@ -541,6 +541,7 @@ group_reslot(Subscription *subscription)
 	Consumer	nobody = {0};
 	int		   *slots = palloc(sizeof(int) * subscription->slots);
 	int		   *in_use;
+	List	   *silences = NIL;
 	Datum		values[2];
 	OwnerSwitch saved;
 	char	   *detail;
@@ -551,8 +552,9 @@ group_reslot(Subscription *subscription)
 		return false;
 	for (int i = 0; i < subscription->slots; i++)
 		slots[i] = i + 1;
-	batch_reclaim(subscription, slots, subscription->slots, NULL, true);
-	failure_reclaim(subscription, slots, subscription->slots, NULL, true);
+	batch_reclaim(subscription, slots, subscription->slots, NULL, true, &silences);
+	failure_reclaim(subscription, slots, subscription->slots, NULL, true, &silences);
+	breaker_silences(subscription, silences);
 	/* a heartbeat may just have one of them locked: another time, then */
 	if (batch_leased(subscription, NULL) > 0)
 		return true;

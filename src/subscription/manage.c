@@ -301,8 +301,9 @@ event_store_create_subscription(PG_FUNCTION_ARGS)
 		" noted AS (INSERT INTO event_store.subscription_change (subscription_id, change, detail)"
 		" SELECT made.id, 'created', 'after position ' || $5 FROM made)"
 		" INSERT INTO event_store.subscription_cursor"
-		" (subscription_id, version, checkpoint, decided, replay_until, oldest, taken, taken_at, rate)"
-		" SELECT made.id, 1, $5, '{}', 0, 0, 0, pg_catalog.clock_timestamp(), 0 FROM made";
+		" (subscription_id, version, checkpoint, decided, replay_until, oldest, taken, taken_at, rate,"
+		" poll_size)"
+		" SELECT made.id, 1, $5, '{}', 0, 0, 0, pg_catalog.clock_timestamp(), 0, 0 FROM made";
 	Oid			first_types[CS_POLICY] = {TEXTOID, TEXTARRAYOID, TEXTARRAYOID, TEXTOID, INT8OID,
 	TEXTOID, INT4OID, TIMESTAMPTZOID, TEXTOID};
 	Oid			types[CS_POLICY + lengthof(policy)];

@@ -101,9 +101,7 @@ typedef struct Request
 	text	   *name;
 	int32		max_count;
 	Consumer	consumer;
-	const Interval *lease;
 	bool		waits;
-	bool		auto_ack;
 	ReturnSetInfo *result;
 	int64		count;			/* delivered so far */
 } Request;
@@ -154,13 +152,14 @@ put_events(Request *request, Subscription *subscription, const Delivery *events,
 static bool
 deliver_failed(Request *request, Subscription *subscription, const int *slots, int nslots)
 {
+	Consumer   *consumer = &request->consumer;
 	Retry	   *retries;
 	Delivery   *events;
 	bool		alone;
 	int			count;
 
 	count = failure_take(subscription, slots, nslots, (int) (request->max_count - request->count),
-						 &request->consumer, &retries, &alone);
+						 consumer, &retries, &alone);
 	if (count == 0)
 		return alone;
 	events = palloc(sizeof(Delivery) * count);
@@ -171,14 +170,14 @@ deliver_failed(Request *request, Subscription *subscription, const int *slots, i
 	}
 	qsort(events, count, sizeof(Delivery), compare_deliveries);
 	put_events(request, subscription, events, count);
-	if (request->auto_ack)
+	if (consumer->at_once)
 	{
 		int64	   *positions = palloc(sizeof(int64) * count);
 
 		for (int i = 0; i < count; i++)
 			positions[i] = events[i].position;
 		breaker_succeeded(subscription,
-						  failure_settle(subscription, positions, count, 0, &request->consumer));
+						  failure_settle(subscription, positions, count, 0, consumer));
 		/* their streams are not blocked any more, perhaps */
 		failure_begin(subscription);
 	}
@@ -189,6 +188,7 @@ deliver_failed(Request *request, Subscription *subscription, const int *slots, i
 static void
 deliver_dealt(Request *request, Subscription *subscription, const int *slots, int nslots)
 {
+	Consumer   *consumer = &request->consumer;
 	EventList	parked;
 
 	do
@@ -199,7 +199,7 @@ deliver_dealt(Request *request, Subscription *subscription, const int *slots, in
 		int			first = 0;
 
 		batch_take(subscription, slots, nslots, (int) (request->max_count - request->count),
-				   &request->consumer, &taken);
+				   consumer, &taken);
 		memset(&parked, 0, sizeof(parked));
 		events = palloc(sizeof(Delivery) * Max(taken.count, 1));
 		for (int i = 0; i < taken.count; i++)
@@ -214,11 +214,11 @@ deliver_dealt(Request *request, Subscription *subscription, const int *slots, in
 		}
 		if (parked.count > 0)
 		{
-			if (!request->auto_ack)
-				batch_drop_parked(subscription, &parked, &request->consumer);
+			if (!consumer->at_once)
+				batch_drop_parked(subscription, &parked, consumer);
 			failure_park(subscription, &parked, NULL, false);
 		}
-		if (request->auto_ack)
+		if (consumer->at_once)
 			breaker_succeeded(subscription, count);
 		/* of slots together, or by priority in ascending runs */
 		if (!subscription->competing)
@@ -237,7 +237,7 @@ static void
 deliver_log(Request *request, Subscription *subscription)
 {
 	Consumer   *consumer = &request->consumer;
-	bool		at_once = request->auto_ack || consumer->leases;
+	bool		at_once = consumer->at_once || consumer->leases;
 	int64		before = delivered_log(subscription->id);
 	int64		after = Max(subscription->checkpoint, before);
 	int64		last = 0;
@@ -260,8 +260,7 @@ deliver_log(Request *request, Subscription *subscription)
 
 		if (failure_blocks(subscription, stream))
 		{
-			if (!at_once && (parked.count >= MAX_PARKED ||
-							 subscription->ndecided + parked.count >= MAX_DECIDED))
+			if (!at_once && parked.count >= MAX_PARKED)
 				break;
 			events_add(&parked, position, stream);
 			last = position;
@@ -288,41 +287,26 @@ deliver_log(Request *request, Subscription *subscription)
 			subscription->ndecided--;
 		}
 		state_write(subscription, count + parked.count);
-		if (request->auto_ack)
+		if (consumer->at_once)
 			breaker_succeeded(subscription, count);
 		return;
 	}
+	if (count > 0)
+		delivered_note(subscription->id, DELIVERED_LOG, 0)->delivered_to = last;
 	if (parked.count > 0)
 	{
 		(void) ack_decide(subscription, parked.positions, parked.count, 0, false);
 		failure_park(subscription, &parked, NULL, false);
 	}
-	if (count > 0)
-	{
-		delivered_note(subscription->id, DELIVERED_LOG, 0)->delivered_to = last;
-		if (!subscription->has_failures)
-			delivered_read(subscription, after, last, count);
-	}
-	else if (before == 0 && subscription->ndecided == 0 && last == 0 &&
+	if (count > 0 && !subscription->has_failures)
+		delivered_read(subscription, after, last, count);
+	else if (count == 0 && before == 0 && subscription->ndecided == 0 && last == 0 &&
 			 mark - subscription->checkpoint >= WORTH_A_WRITE && !IsolationUsesXactSnapshot())
 	{
 		/* there was nothing of interest up to the mark: don't look there again */
 		subscription->checkpoint = mark;
 		state_write(subscription, 0);
 	}
-}
-
-/* Goes over to another number of slots, if one is wanted; false: not yet. */
-static bool
-reslot(Subscription *subscription)
-{
-	if (delivered_any(subscription->id) || !state_lock_whole(subscription))
-		return false;
-	state_read_again(subscription);
-	if (subscription->wanted_slots == 0 || group_reslot(subscription))
-		return true;
-	state_unlock_whole(subscription);
-	return false;
 }
 
 static void consumer_died(int code, Datum arg);
@@ -348,7 +332,7 @@ deliver(Request *request)
 			state_read(request->name, STATE_LOOK, &subscription))
 		{
 			group_be_here(&subscription, consumer);
-			(void) group_renew(&subscription, consumer, true, request->lease, false);
+			(void) group_renew(&subscription, consumer, true, consumer->lease, false);
 		}
 		return 0;
 	}
@@ -364,10 +348,10 @@ deliver(Request *request)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("a lease of an ordered subscription needs the name of a consumer")));
-	(void) group_renew(&subscription, consumer, true, request->lease, request->waits);
+	(void) group_renew(&subscription, consumer, true, consumer->lease, request->waits);
 	if (subscription.paused)
 		return 0;
-	if ((request->auto_ack || consumer->leases) &&
+	if ((consumer->at_once || consumer->leases) &&
 		(delivered_count(subscription.id, DELIVERED_BATCH) > 0 ||
 		 delivered_count(subscription.id, DELIVERED_FAILURE) > 0 ||
 		 delivered_log(subscription.id) > subscription.checkpoint))
@@ -378,13 +362,13 @@ deliver(Request *request)
 	request->max_count = breaker_limit(&subscription, request->max_count);
 	if (request->max_count == 0)
 		return 0;
-	if (subscription.wanted_slots > 0 && !reslot(&subscription))
+	if (subscription.wanted_slots > 0 && !deal_slots(&subscription))
 		return 0;
 
 	last_max_count = request->max_count;
 	/* what is of greater priority than all that is dealt shall not wait behind it */
 	if (subscription.priority_key != NULL)
-		(void) batch_deal(&subscription, request->max_count);
+		(void) deal_more(&subscription, request->max_count);
 	for (int deals = 0;; deals++)
 	{
 		bool		direct = state_is_direct(&subscription);
@@ -393,11 +377,14 @@ deliver(Request *request)
 
 		if (nslots > 0)
 		{
+			List	   *silences = NIL;
+
 			if (subscription.has_over)
-				batch_reclaim(&subscription, slots, nslots, NULL, false);
+				batch_reclaim(&subscription, slots, nslots, NULL, false, &silences);
 			/* where slots are locked one by one, others may have failed since it was read */
 			if (subscription.has_failures || (!direct && !subscription.competing))
-				failure_reclaim(&subscription, slots, nslots, NULL, false);
+				failure_reclaim(&subscription, slots, nslots, NULL, false, &silences);
+			breaker_silences(&subscription, silences);
 			if (!subscription.competing && (subscription.has_batches || subscription.has_failures))
 				nslots = group_drop_used(&subscription, consumer, slots, nslots);
 		}
@@ -415,7 +402,7 @@ deliver(Request *request)
 		/* who has no slot deals nothing out */
 		if (direct || request->count >= request->max_count || deals >= DEALS ||
 			(nslots == 0 && consumer->name != NULL) ||
-			!batch_deal(&subscription, request->max_count))
+			!deal_more(&subscription, request->max_count))
 			break;
 	}
 	return request->count;
@@ -563,18 +550,17 @@ event_store_poll(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("max_count must be positive")));
 	request.consumer.name = ack_consumer_argument(fcinfo, 2);
-	request.consumer.at_once = request.auto_ack = !PG_ARGISNULL(5) && PG_GETARG_BOOL(5);
+	request.consumer.at_once = !PG_ARGISNULL(5) && PG_GETARG_BOOL(5);
 	if (!PG_ARGISNULL(4))
 	{
-		request.lease = PG_GETARG_INTERVAL_P(4);
-		ack_check_interval("lease", request.lease, AT_LEAST_MORE);
-		if (request.auto_ack)
+		request.consumer.lease = PG_GETARG_INTERVAL_P(4);
+		ack_check_interval("lease", request.consumer.lease, AT_LEAST_MORE);
+		if (request.consumer.at_once)
 			ereport(ERROR,
 					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 					 errmsg("lease and auto_ack exclude each other")));
 		request.consumer.leases = true;
-		request.consumer.lease = request.lease;
-		request.consumer.until = lease_end(request.lease);
+		request.consumer.until = lease_end(request.consumer.lease);
 	}
 	InitMaterializedSRF(fcinfo, 0);
 
@@ -612,8 +598,8 @@ event_store_poll(PG_FUNCTION_ARGS)
 				uint64		writes = plans_writes;
 				bool		keep;
 
-				if (request.lease != NULL)
-					request.consumer.until = lease_end(request.lease);
+				if (request.consumer.lease != NULL)
+					request.consumer.until = lease_end(request.consumer.lease);
 				state_begin_try();
 				(void) deliver(&request);
 				keep = request.count > 0 || plans_writes != writes;
@@ -633,7 +619,7 @@ event_store_poll(PG_FUNCTION_ARGS)
 		Subscription subscription;
 
 		(void) state_read(request.name, STATE_LOOK, &subscription);
-		(void) group_renew(&subscription, &request.consumer, true, request.lease, false);
+		(void) group_renew(&subscription, &request.consumer, true, request.consumer.lease, false);
 	}
 	return (Datum) 0;
 }
@@ -665,6 +651,8 @@ give_up(int32 id)
 	int64	   *positions = palloc(sizeof(int64) * Max(ngiven, 1));
 	int			count = 0;
 	int			failures;
+	int			dead;
+	List	   *silences = NIL;
 
 	state_begin(&saved);
 	if (plans_execute(&name_of_id, values, NULL) > 0)
@@ -687,7 +675,7 @@ give_up(int32 id)
 		/* it may have dealt some of them itself, in the transaction that is no more */
 		if (events.count < count && !state_is_direct(&subscription) &&
 			positions[count - 1] > subscription.checkpoint &&
-			batch_deal(&subscription, last_max_count))
+			batch_deal(&subscription, last_max_count) > 0)
 			batch_give_up(&subscription, positions, count, &events);
 	}
 	if (state_is_direct(&subscription) && up_to > subscription.checkpoint)
@@ -711,10 +699,15 @@ give_up(int32 id)
 		(void) subscription_scan_close(scan);
 		(void) ack_decide(&subscription, events.positions + first, events.count - first, 0, false);
 	}
-	failures = failure_give_up(&subscription, events.count);
+	failures = failure_give_up(&subscription, events.count, &dead);
 	if (events.count > 0)
-		failure_take_back(&subscription, &events, true, events.count + failures == 1,
-						  cstring_to_text(""));
+		dead += failure_take_back(&subscription, &events, true, events.count + failures == 1,
+								  cstring_to_text(""));
+	if (events.count + failures > 0)
+	{
+		breaker_add_silence(&silences, cstring_to_text(""), 0, 0, dead);
+		breaker_silences(&subscription, silences);
+	}
 }
 
 /*

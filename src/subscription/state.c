@@ -41,6 +41,7 @@
 #include "common/names.h"
 #include "common/plans.h"
 #include "common/rows.h"
+#include "notification/notification.h"
 #include "stream/stream.h"
 #include "subscription/subscription.h"
 
@@ -63,7 +64,7 @@ static Statement read_row = {
 	" extract(epoch FROM s.max_delay)::float8, s.jitter, coalesce(s.breaker_failures, 0),"
 	" extract(epoch FROM s.breaker_window)::float8,"
 	" extract(epoch FROM s.breaker_timeout)::float8, s.breaker_probes, b.state, b.until,"
-	" c.version, c.checkpoint, c.replay_until, c.oldest, c.taken, c.taken_at, c.rate, c.decided,"
+	" c.version, c.checkpoint, c.replay_until, c.oldest, c.taken, c.taken_at, c.rate, c.poll_size, c.decided,"
 	" EXISTS (SELECT FROM event_store.subscription_batch AS x"
 	" WHERE x.subscription_id = s.id AND x.first_position >= c.oldest),"
 	" EXISTS (SELECT FROM event_store.subscription_batch AS x"
@@ -413,6 +414,26 @@ state_unlock_whole(const Subscription *subscription)
 	unlock_part(subscription->id, LOCK_WHOLE, ExclusiveLock);
 }
 
+/* Has another its cursor locked, but for the worker? */
+bool
+state_cursor_is_taken(const Subscription *subscription)
+{
+	LOCKTAG		tag;
+
+	locks_set_tag(&tag, LOCK_CLASS_SUBSCRIPTION,
+				  ((uint64) (uint32) subscription->id << 32) | LOCK_CURSOR);
+	return wake_is_held_by_others(&tag);
+}
+
+/* Gives back what state_read() has locked, if nothing has been done with it. */
+void
+state_give_back(const Subscription *subscription)
+{
+	if (state_is_direct(subscription))
+		unlock_part(subscription->id, LOCK_CURSOR, ExclusiveLock);
+	unlock_part(subscription->id, LOCK_WHOLE, ShareLock);
+}
+
 /*
  * Are its events taken from the log as they are delivered, by one at a time?
  * Otherwise they are dealt out to slots first.
@@ -497,6 +518,7 @@ read_result(Subscription *subscription, MemoryContext context)
 	subscription->taken = DatumGetInt64(NEXT);
 	subscription->taken_at = DatumGetTimestampTz(NEXT);
 	subscription->rate = DatumGetFloat8(NEXT);
+	subscription->poll_size = DatumGetInt32(NEXT);
 	NEXT;
 	subscription->decided = state_array_int64(value, &subscription->ndecided);
 	subscription->has_batches = DatumGetBool(NEXT);
@@ -674,7 +696,7 @@ state_read_again(Subscription *subscription)
 void
 state_write(Subscription *subscription, int64 taken)
 {
-	Datum		values[9];
+	Datum		values[10];
 
 	subscription->version++;
 	if (taken > 0)
@@ -696,6 +718,7 @@ state_write(Subscription *subscription, int64 taken)
 	values[6] = Int64GetDatum(subscription->taken);
 	values[7] = TimestampTzGetDatum(subscription->taken_at);
 	values[8] = Float8GetDatum(subscription->rate);
+	values[9] = Int32GetDatum(subscription->poll_size);
 	rows_insert_small(catalog_store()->subscription_cursor, values, NULL);
 	plans_writes++;
 	CommandCounterIncrement();

@@ -11,7 +11,7 @@
 #include "common/plans.h"
 #include "stream/read.h"
 
-/* positions behind an open event that can be decided before it */
+/* positions decided behind an open event that are kept in a list */
 #define MAX_DECIDED		10000
 
 /* the slots of a subscription, at most */
@@ -64,6 +64,7 @@ typedef struct Subscription
 	int64		taken;
 	TimestampTz taken_at;
 	double		rate;
+	int			poll_size;		/* for which events were dealt last; 0: none were */
 	int			ndecided;		/* and these behind it, ascending */
 	int64	   *decided;
 
@@ -129,6 +130,8 @@ extern void state_read_again(Subscription *subscription);
 extern void state_unlock_whole(const Subscription *subscription);
 extern bool state_lock_whole(const Subscription *subscription);
 extern bool state_is_direct(const Subscription *subscription);
+extern bool state_cursor_is_taken(const Subscription *subscription);
+extern void state_give_back(const Subscription *subscription);
 extern bool state_mark(int32 id);
 extern void state_unmark(int32 id);
 extern bool state_is_marked(int32 id, bool wait);
@@ -218,7 +221,13 @@ extern int64 subscription_scan_close(SubscriptionScan *scan);
  * batch.c: events that are dealt out to slots, or out under a lease
  * ----------------------------------------------------------------
  */
-extern bool batch_deal(Subscription *subscription, int max_count);
+
+/* events that are dealt at once, at least and at most */
+#define DEAL_MIN		1000
+#define DEAL_MAX		10000
+
+extern int64 batch_deal(Subscription *subscription, int max_count);
+extern void batch_queue(Subscription *subscription, const EventList *events);
 extern void batch_deal_anew(Subscription *subscription, int slots);
 extern void batch_take(Subscription *subscription, const int *slots, int nslots,
 					   int max_count, const Consumer *consumer, EventList *taken);
@@ -241,7 +250,7 @@ extern void batch_extend(Subscription *subscription, const Consumer *consumer,
 						 const Interval *lease);
 extern void batch_renew(Subscription *subscription, const Consumer *consumer);
 extern void batch_reclaim(Subscription *subscription, const int *slots, int nslots,
-						  text *leaving, bool all);
+						  text *leaving, bool all, List **silences);
 extern void batch_give_up(Subscription *subscription, const int64 *positions, int count,
 						  EventList *events);
 
@@ -265,10 +274,10 @@ extern bool failure_add(Subscription *subscription, int64 position, int64 stream
 extern bool failure_again(Subscription *subscription, int64 position, const char *error,
 						  const Interval *retry_after, const Consumer *consumer,
 						  bool *dead);
-extern void failure_take_back(Subscription *subscription, const EventList *events,
+extern int	failure_take_back(Subscription *subscription, const EventList *events,
 							  bool silent, bool alone, text *consumer);
 extern void failure_reclaim(Subscription *subscription, const int *slots, int nslots,
-							text *leaving, bool all);
+							text *leaving, bool all, List **silences);
 extern int	failure_take(Subscription *subscription, const int *slots, int nslots,
 						 int max_count, const Consumer *consumer, Retry **retries,
 						 bool *alone);
@@ -278,7 +287,7 @@ extern void failure_lock_slots(Subscription *subscription, const int64 *position
 							   int count, int64 up_to, const Consumer *consumer);
 extern TimestampTz failure_next_due(Subscription *subscription, bool *queued);
 extern void failure_set_heads(Subscription *subscription, const int64 *streams, int count);
-extern int	failure_give_up(Subscription *subscription, int others);
+extern int	failure_give_up(Subscription *subscription, int others, int *dead);
 
 /* ----------------------------------------------------------------
  * group.c: consumers and the slots that they own
@@ -297,11 +306,32 @@ extern bool group_leave(Subscription *subscription, text *consumer);
 extern bool group_reslot(Subscription *subscription);
 
 /* ----------------------------------------------------------------
+ * deal.c: dealing for others
+ * ----------------------------------------------------------------
+ */
+extern bool deal_more(Subscription *subscription, int max_count);
+extern bool deal_slots(Subscription *subscription);
+extern void deal_init(void);
+
+/* ----------------------------------------------------------------
  * breaker.c: when too much fails
  * ----------------------------------------------------------------
  */
+
+/* a consumer from which something was taken back */
+typedef struct Silence
+{
+	text	   *consumer;		/* empty: one without a name */
+	TimestampTz until;			/* the end of its lease */
+	TimestampTz heard_at;
+	int			dead;			/* events that are dead letters by it */
+} Silence;
+
 extern int	breaker_limit(Subscription *subscription, int max_count);
-extern void breaker_failed(Subscription *subscription, int failures, int dead);
+extern void breaker_failed(Subscription *subscription, bool dead);
+extern void breaker_add_silence(List **silences, text *consumer, TimestampTz until,
+								TimestampTz heard_at, int dead);
+extern void breaker_silences(Subscription *subscription, List *silences);
 extern void breaker_succeeded(Subscription *subscription, int64 count);
 
 /* ack.c */

@@ -65,6 +65,7 @@ CREATE TABLE event_store.subscription_cursor (
 	taken			bigint NOT NULL,
 	taken_at		timestamptz NOT NULL,
 	rate			float8 NOT NULL,
+	poll_size		int NOT NULL,
 	CONSTRAINT subscription_cursor_pkey PRIMARY KEY (subscription_id, version)
 );
 ALTER TABLE event_store.subscription_cursor OWNER TO @extowner@;
@@ -78,6 +79,7 @@ COMMENT ON COLUMN event_store.subscription_cursor.oldest IS 'rows of subscriptio
 COMMENT ON COLUMN event_store.subscription_cursor.taken IS 'events that the checkpoint has passed so far, again after a rewind too';
 COMMENT ON COLUMN event_store.subscription_cursor.taken_at IS 'when it last passed one';
 COMMENT ON COLUMN event_store.subscription_cursor.rate IS 'how many a second it passed about then: the mean of the last minute, roughly';
+COMMENT ON COLUMN event_store.subscription_cursor.poll_size IS 'how many events the poll wanted for which some were dealt last; 0: none were yet';
 SELECT pg_extension_config_dump('event_store.subscription_cursor', '');
 
 CREATE TABLE event_store.subscription_batch (
@@ -193,15 +195,17 @@ CREATE TABLE event_store.subscription_fault (
 	subscription_id	int NOT NULL,
 	at				timestamptz NOT NULL,
 	failures		bigint NOT NULL DEFAULT 1,
-	dead_letters	bigint NOT NULL DEFAULT 0
+	dead_letters	bigint NOT NULL DEFAULT 0,
+	consumer		text COLLATE "C"
 );
 CREATE INDEX subscription_fault_at ON event_store.subscription_fault (subscription_id, at);
 ALTER TABLE event_store.subscription_fault OWNER TO @extowner@;
 COMMENT ON TABLE event_store.subscription_fault IS 'failed attempts, those of long ago added up';
 COMMENT ON COLUMN event_store.subscription_fault.subscription_id IS 'event_store.subscription.id';
 COMMENT ON COLUMN event_store.subscription_fault.at IS 'when; -infinity: long ago';
-COMMENT ON COLUMN event_store.subscription_fault.failures IS 'how many attempts failed';
-COMMENT ON COLUMN event_store.subscription_fault.dead_letters IS 'how many of them were the last';
+COMMENT ON COLUMN event_store.subscription_fault.failures IS 'how many attempts failed; 0: more of a silence that has been counted';
+COMMENT ON COLUMN event_store.subscription_fault.dead_letters IS 'how many events are dead letters by them';
+COMMENT ON COLUMN event_store.subscription_fault.consumer IS 'who fell silent; NULL: nobody, or one without a name';
 SELECT pg_extension_config_dump('event_store.subscription_fault', '');
 
 CREATE TABLE event_store.subscription_breaker (
@@ -412,6 +416,13 @@ REVOKE ALL ON FUNCTION event_store.leave(text, text) FROM PUBLIC;
 ALTER FUNCTION event_store.leave(text, text) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.leave(text, text) IS
 'leave(subscription, consumer) -> boolean: the consumer goes: its slots are free, what it had under a lease is delivered to others, without counting as an attempt. A program that starts under a name that it had before calls it first, or waits for its old leases to end. Returns whether it was there. Raises VE002 for an invalid argument, VE008 if there is no such subscription.';
+
+CREATE FUNCTION event_store.deal_subscriptions() RETURNS bigint
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_deal_subscriptions';
+REVOKE ALL ON FUNCTION event_store.deal_subscriptions() FROM PUBLIC;
+ALTER FUNCTION event_store.deal_subscriptions() OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.deal_subscriptions() IS
+'deal_subscriptions() -> bigint: deals events out to the slots of groups, and to competing consumers, ahead of their polls: of each subscription that has been polled, wherever less is queued than two polls of each slot want; and changes the number of slots where another is wanted and nothing is out under a lease. So consumers in long transactions need not do it, and then nobody waits for their commit. It waits for nobody; what is worked on otherwise it leaves for the next time. Returns how many events it has dealt. The worker does it each second (task deal to consumers). Call it in a transaction of its own: others wait for that as they would for a consumer. Only the owner may.';
 
 CREATE FUNCTION event_store.replay_dead_letters(
 	subscription text,

@@ -2,12 +2,13 @@
  * run.c
  *		The worker of a database.
  *
- * It does two things, for as long as the store is there:
+ * It does three things, for as long as the store is there:
  *
  * - it is the notifier: woken by each end of a transaction that appended, it
  *	 wakes who waits for events, and sends one notification for all that have
  *	 become settled since the last one, at most every PAUSE;
- * - it runs the tasks that are due (task.c), each in a transaction of its own.
+ * - it runs the tasks that are due (task.c), each in a transaction of its own;
+ * - it does what others ask it for at once (wake.c): its errands.
  *
  * It works as the owner of the store, with no more rights than that role has,
  * and ends when the store gets another owner.
@@ -54,6 +55,9 @@
 #define TASK_PAUSE		(100 * INT64CONST(1000))
 
 static volatile sig_atomic_t stop_wanted = false;
+
+/* who does what somebody asks for */
+static WorkerErrand errand = NULL;
 
 /* is the end of the process the end of the worker? */
 static bool for_good = true;
@@ -131,22 +135,24 @@ notify(int64 position, bool *more)
 	return reached;
 }
 
-/* Sleeps until woken, or a time has come; in a transaction. */
-static void
+/* Sleeps until woken, or a time has come; in a transaction.  Has somebody woken it? */
+static bool
 wait_until(TimestampTz until)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	bool		woken = MyLatch->is_set;
 
 	if (until > now)
 	{
 		pgstat_report_activity(STATE_IDLE, NULL);
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 (until - now) / 1000 + 1, PG_WAIT_EXTENSION);
+		woken = (WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						   (until - now) / 1000 + 1, PG_WAIT_EXTENSION) & WL_LATCH_SET) != 0;
 	}
 	ResetLatch(MyLatch);
 	/* there is nothing to cancel */
 	QueryCancelPending = false;
 	CHECK_FOR_INTERRUPTS();
+	return woken;
 }
 
 /*
@@ -176,6 +182,55 @@ run_a_task(void)
 	return ran ? GetCurrentTimestamp() : next;
 }
 
+/* Other folders do what the worker is asked for: they say how. */
+void
+worker_set_errand(WorkerErrand does)
+{
+	errand = does;
+}
+
+/*
+ * Does what it is asked for, each in a transaction of its own.  Who asks waits for a
+ * moment, and then does it himself, so an error is logged, and nothing else.
+ */
+static void
+run_errands(const uint64 *keys, int count)
+{
+	for (int i = 0; i < count; i++)
+	{
+		MemoryContext context = CurrentMemoryContext;
+
+		PG_TRY();
+		{
+			SetCurrentStatementStartTimestamp();
+			StartTransactionCommand();
+			pgstat_report_activity(STATE_RUNNING, "dealing with what was asked for");
+			/* who asked is told that it is there */
+			(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
+									 GUC_ACTION_LOCAL, true, 0, false);
+			PushActiveSnapshot(GetTransactionSnapshot());
+			if (store_is_ours())
+				errand(keys[i]);
+			PopActiveSnapshot();
+			CommitTransactionCommand();
+		}
+		PG_CATCH();
+		{
+			HOLD_INTERRUPTS();
+			MemoryContextSwitchTo(context);
+			EmitErrorReport();
+			AbortOutOfAnyTransaction();
+			FlushErrorState();
+			RESUME_INTERRUPTS();
+		}
+		PG_END_TRY();
+		StartTransactionCommand();
+		wake_askers(keys[i]);
+		CommitTransactionCommand();
+		pgstat_report_stat(false);
+	}
+}
+
 /*
  * The loop.  Looks of its own are needed for what ends without waking anybody:
  * prepared transactions, and backends that were killed.
@@ -191,9 +246,12 @@ work(int64 notified)
 	for (;;)
 	{
 		TimestampTz now;
+		bool		woken;
+		uint64	   *asked = NULL;
+		int			nasked = 0;
 
 		StartTransactionCommand();
-		wait_until(more ? 0 : Min(next_look, next_task));
+		woken = wait_until(more ? 0 : Min(next_look, next_task));
 		if (ConfigReloadPending)
 		{
 			ConfigReloadPending = false;
@@ -216,7 +274,20 @@ work(int64 notified)
 			notified = notify(notified, &more);
 			notified_at = GetCurrentTimestamp();
 		}
+		else if (woken)
+			/* it has appended nothing, but let go of what others wait for */
+			wake_waiters();
+		if (woken && errand != NULL)
+		{
+			MemoryContext saved = MemoryContextSwitchTo(TopMemoryContext);
+
+			asked = wake_asked(&nasked);
+			MemoryContextSwitchTo(saved);
+		}
 		CommitTransactionCommand();
+		run_errands(asked, nasked);
+		if (asked != NULL)
+			pfree(asked);
 		if (next_task <= GetCurrentTimestamp())
 			next_task = run_a_task();
 	}

@@ -19,6 +19,9 @@ extern bool task_run_next(TimestampTz due, bool in_worker);
 extern TimestampTz task_next_run(void);
 
 /* run.c */
+typedef void (*WorkerErrand) (uint64 key);
+
+extern void worker_set_errand(WorkerErrand does);
 extern PGDLLEXPORT void event_store_worker_main(Datum arg);
 
 /* launch.c */
