@@ -91,6 +91,10 @@ static Statement read_inline = {
 	PROJECTION_COLUMNS " WHERE p.mode = 'inline' ORDER BY p.id"
 };
 
+static Statement any_asynchronous = {
+	"SELECT FROM event_store.projection AS p WHERE p.mode = 'async' AND NOT p.paused LIMIT 1"
+};
+
 static Statement newest_version = {
 	"SELECT k.version FROM event_store.projection_checkpoint AS k"
 	" WHERE k.projection_id = $1 ORDER BY k.version DESC LIMIT 1",
@@ -140,6 +144,7 @@ static struct
 	MemoryContext context;
 	int			count;
 	Projection *list;
+	bool		asynchronous;	/* there are others, too */
 }			inline_cache;
 
 /* messages about the table of projections so far */
@@ -564,12 +569,23 @@ projection_inline_list(int *count)
 			read_result(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, &inline_cache.list[i]);
 		inline_cache.count = (int) n;
 		MemoryContextSwitchTo(saved);
+		inline_cache.asynchronous = plans_execute(&any_asynchronous, NULL, NULL) > 0;
 		state_end(&owner);
 		inline_cache.known = seen == messages;
 		store = catalog_store();
 	}
 	*count = inline_cache.count;
 	return inline_cache.list;
+}
+
+/*
+ * May there be asynchronous projections?  Once they have been looked for, as long as
+ * no row changes, this is known; outside of a transaction it is only known so.
+ */
+bool
+projection_any_asynchronous(void)
+{
+	return !inline_cache.known || inline_cache.asynchronous;
 }
 
 static NameList
@@ -947,6 +963,7 @@ event_store_create_projection(PG_FUNCTION_ARGS)
 		projection_make_state_table(projection.id);
 	if (projection.mode == PROJECTION_INLINE)
 		begin_inline(&projection);
+	projection_void_lists();
 	wake_at_end();
 	PG_RETURN_INT64(projection.position);
 }
@@ -1149,6 +1166,7 @@ set_paused(FunctionCallInfo fcinfo, bool paused)
 	state_end(&saved);
 	if (!paused && projection.failing)
 		projection_clear_error(&projection);
+	projection_void_lists();
 	wake_at_end();
 }
 
@@ -1174,4 +1192,5 @@ projection_init(void)
 	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
 	apply_init();
 	inline_init();
+	refresh_init();
 }

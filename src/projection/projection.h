@@ -118,6 +118,7 @@ extern void projection_clear_error(Projection *projection);
 extern void projection_write_dead(Projection *projection, const ErrorData *error,
 								  int64 position);
 extern Projection *projection_inline_list(int *count);
+extern bool projection_any_asynchronous(void);
 extern void projection_copy(Projection *copy, const Projection *projection);
 extern void projection_check_snapshot(const Projection *projection);
 extern char *projection_state_table(int32 id);
@@ -144,6 +145,8 @@ extern Datum apply_live(const Projection *projection, EventSource *source, text 
 						bool *isnull);
 extern Datum apply_read_state(const Projection *projection, text *key, bool *isnull);
 extern void apply_init(void);
+
+extern void refresh_init(void);
 
 /* rebuild.c */
 extern Datum rebuild_check_tables(const Projection *projection, Datum array);

@@ -702,6 +702,7 @@ event_store_rebuild_projection(PG_FUNCTION_ARGS)
 		(void) projection_read_id(twin.id, &twin);
 	}
 	apply_check(&twin);
+	projection_void_lists();
 	wake_at_end();
 	PG_RETURN_VOID();
 }
@@ -747,6 +748,7 @@ event_store_revert_rebuild(PG_FUNCTION_ARGS)
 	values[0] = Int32GetDatum(twin.id);
 	run("UPDATE event_store.projection AS p SET name = left(p.name, -length(' (old)')) || ' (new)',"
 		" paused = false, keep_old = true WHERE p.id = $1 AND p.name LIKE '% (old)'", 1, types, values);
+	projection_void_lists();
 	wake_at_end();
 	PG_RETURN_VOID();
 }

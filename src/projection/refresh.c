@@ -45,6 +45,7 @@
 #include "position/position.h"
 #include "projection/projection.h"
 #include "subscription/subscription.h"
+#include "worker/worker.h"
 
 PG_FUNCTION_INFO_V1(event_store_refresh_projection);
 PG_FUNCTION_INFO_V1(event_store_refresh_projections);
@@ -52,6 +53,9 @@ PG_FUNCTION_INFO_V1(event_store_wait_for_projection);
 PG_FUNCTION_INFO_V1(event_store_projection_state);
 PG_FUNCTION_INFO_V1(event_store_projection_lag);
 PG_FUNCTION_INFO_V1(event_store_is_replaying);
+
+/* the worker refreshes for so long at a time, in microseconds */
+#define WORK_TIME		100000
 
 /* refresh_projection() was asked to tell of each batch */
 static bool progress = false;
@@ -478,28 +482,21 @@ static Statement asynchronous = {
 };
 
 /*
- * All that are asynchronous, one after the other, for so long in all.  Each is
- * given its share of the time.
+ * All that are asynchronous, one after the other, for so many microseconds in all
+ * (0: until they are up to date).  Each is given its share of the time.  Returns whether
+ * there is more to do.
  */
-Datum
-event_store_refresh_projections(PG_FUNCTION_ARGS)
+static bool
+refresh_all(int64 time)
 {
 	MemoryContext context = CurrentMemoryContext;
-	const Interval *limit = PG_ARGISNULL(0) ? NULL : PG_GETARG_INTERVAL_P(0);
 	TimestampTz start = GetCurrentTimestamp();
-	int64		time = 0;
 	int64		total = 0;
 	OwnerSwitch saved;
 	text	  **names;
 	int			count;
 	bool		more = false;
 
-	projection_guard("event_store.refresh_projections()");
-	if (limit != NULL)
-	{
-		ack_check_interval("max_time", limit, AT_LEAST_MORE);
-		time = limit->time + (limit->day + INT64CONST(30) * limit->month) * USECS_PER_DAY;
-	}
 	state_begin(&saved);
 	count = (int) plans_execute(&asynchronous, NULL, NULL);
 	names = MemoryContextAlloc(context, sizeof(text *) * Max(count, 1));
@@ -536,7 +533,44 @@ event_store_refresh_projections(PG_FUNCTION_ARGS)
 	}
 	if (total > 0)
 		wake_at_end();
-	PG_RETURN_BOOL(more);
+	return more;
+}
+
+Datum
+event_store_refresh_projections(PG_FUNCTION_ARGS)
+{
+	int64		time = 0;
+
+	projection_guard("event_store.refresh_projections()");
+	if (!PG_ARGISNULL(0))
+	{
+		const Interval *limit = PG_GETARG_INTERVAL_P(0);
+
+		ack_check_interval("max_time", limit, AT_LEAST_MORE);
+		time = limit->time + (limit->day + INT64CONST(30) * limit->month) * USECS_PER_DAY;
+	}
+	PG_RETURN_BOOL(refresh_all(time));
+}
+
+/* What the worker does when events have come. */
+static bool
+work_on_events(void)
+{
+	int			count;
+
+	/* from here on it is known whether there are any */
+	(void) projection_inline_list(&count);
+	if (!projection_any_asynchronous())
+		return false;
+	return refresh_all(WORK_TIME);
+}
+
+void
+refresh_init(void)
+{
+	WorkerEventWork work = {projection_any_asynchronous, work_on_events};
+
+	worker_set_event_work(work);
 }
 
 /* ----------------------------------------------------------------

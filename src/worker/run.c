@@ -2,13 +2,15 @@
  * run.c
  *		The worker of a database.
  *
- * It does three things, for as long as the store is there:
+ * It does four things, for as long as the store is there:
  *
  * - it is the notifier: woken by each end of a transaction that appended, it
  *	 wakes who waits for events, and sends one notification for all that have
  *	 become settled since the last one, at most every PAUSE;
  * - it runs the tasks that are due (task.c), each in a transaction of its own;
- * - it does what others ask it for at once (wake.c): its errands.
+ * - it does what others ask it for at once (wake.c): its errands;
+ * - when events have come it does what other folders have to do then, in short
+ *	 pieces, at most every EVENT_PAUSE.
  *
  * It works as the owner of the store, with no more rights than that role has,
  * and ends when the store gets another owner.
@@ -54,10 +56,16 @@
 /* between looks for tasks that are due, if there is one all the time */
 #define TASK_PAUSE		(100 * INT64CONST(1000))
 
+/* between two pieces of work on new events */
+#define EVENT_PAUSE		(10 * INT64CONST(1000))
+
 static volatile sig_atomic_t stop_wanted = false;
 
 /* who does what somebody asks for */
 static WorkerErrand errand = NULL;
+
+/* and who has to do something when events have come */
+static WorkerEventWork event_work = {NULL, NULL};
 
 /* is the end of the process the end of the worker? */
 static bool for_good = true;
@@ -189,6 +197,63 @@ worker_set_errand(WorkerErrand does)
 	errand = does;
 }
 
+void
+worker_set_event_work(WorkerEventWork work)
+{
+	event_work = work;
+}
+
+/* An error of what was done for others is logged, and ends their transaction. */
+static void
+log_error(MemoryContext context)
+{
+	HOLD_INTERRUPTS();
+	MemoryContextSwitchTo(context);
+	EmitErrorReport();
+	AbortOutOfAnyTransaction();
+	FlushErrorState();
+	RESUME_INTERRUPTS();
+}
+
+static void
+begin_for_others(const char *activity)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	pgstat_report_activity(STATE_RUNNING, activity);
+	(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+/*
+ * A piece of the work on new events, in a transaction of its own.  Its effects and
+ * how far it has come are lost together in a crash, so that need not wait for the
+ * disk.  Returns whether there is more of it.
+ */
+static bool
+run_event_work(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool more = false;
+
+	PG_TRY();
+	{
+		begin_for_others("working on new events");
+		if (store_is_ours())
+			more = event_work.run();
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		log_error(context);
+	}
+	PG_END_TRY();
+	pgstat_report_stat(false);
+	return more;
+}
+
 /*
  * Does what it is asked for, each in a transaction of its own.  Who asks waits for a
  * moment, and then does it himself, so an error is logged, and nothing else.
@@ -202,13 +267,8 @@ run_errands(const uint64 *keys, int count)
 
 		PG_TRY();
 		{
-			SetCurrentStatementStartTimestamp();
-			StartTransactionCommand();
-			pgstat_report_activity(STATE_RUNNING, "dealing with what was asked for");
 			/* who asked is told that it is there */
-			(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
-									 GUC_ACTION_LOCAL, true, 0, false);
-			PushActiveSnapshot(GetTransactionSnapshot());
+			begin_for_others("dealing with what was asked for");
 			if (store_is_ours())
 				errand(keys[i]);
 			PopActiveSnapshot();
@@ -216,12 +276,7 @@ run_errands(const uint64 *keys, int count)
 		}
 		PG_CATCH();
 		{
-			HOLD_INTERRUPTS();
-			MemoryContextSwitchTo(context);
-			EmitErrorReport();
-			AbortOutOfAnyTransaction();
-			FlushErrorState();
-			RESUME_INTERRUPTS();
+			log_error(context);
 		}
 		PG_END_TRY();
 		StartTransactionCommand();
@@ -241,7 +296,9 @@ work(int64 notified)
 	TimestampTz notified_at = 0;
 	TimestampTz next_look = 0;
 	TimestampTz next_task = 0;
+	TimestampTz next_work = 0;
 	bool		more = false;
+	bool		events = true;	/* have come since the last work on them */
 
 	for (;;)
 	{
@@ -251,7 +308,11 @@ work(int64 notified)
 		int			nasked = 0;
 
 		StartTransactionCommand();
-		woken = wait_until(more ? 0 : Min(next_look, next_task));
+		now = Min(next_look, next_task);
+		if (events && event_work.wanted != NULL && event_work.wanted())
+			now = Min(now, next_work);
+		woken = wait_until(more ? 0 : now);
+		events |= woken;
 		if (ConfigReloadPending)
 		{
 			ConfigReloadPending = false;
@@ -288,6 +349,14 @@ work(int64 notified)
 		run_errands(asked, nasked);
 		if (asked != NULL)
 			pfree(asked);
+		now = GetCurrentTimestamp();
+		if (events && next_work <= now && event_work.wanted != NULL && event_work.wanted())
+		{
+			events = run_event_work();
+			/* half of the time is for the rest */
+			next_work = GetCurrentTimestamp();
+			next_work += Max(next_work - now, EVENT_PAUSE);
+		}
 		if (next_task <= GetCurrentTimestamp())
 			next_task = run_a_task();
 	}

@@ -22,6 +22,14 @@ extern TimestampTz task_next_run(void);
 typedef void (*WorkerErrand) (uint64 key);
 
 extern void worker_set_errand(WorkerErrand does);
+
+typedef struct WorkerEventWork
+{
+	bool		(*wanted) (void);	/* is there any?  Outside of a transaction, so by what is known */
+	bool		(*run) (void);	/* a piece; returns whether there is more */
+} WorkerEventWork;
+
+extern void worker_set_event_work(WorkerEventWork work);
 extern PGDLLEXPORT void event_store_worker_main(Datum arg);
 
 /* launch.c */
