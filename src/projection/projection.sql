@@ -259,6 +259,13 @@ ALTER FUNCTION event_store.refresh_projection(text, bigint, boolean) OWNER TO @e
 COMMENT ON FUNCTION event_store.refresh_projection(text, bigint, boolean) IS
 'refresh_projection(name, max_count = NULL, progress = false) -> bigint: applies the events behind the checkpoint, to the settled mark, at most max_count (NULL: all), in the caller''s transaction; returns how many. NULL, at once: somebody else is refreshing it. 0: there was nothing, or it is paused, has stopped, waits to try an event again, or is not asynchronous. Then it does the same for the rebuild of the projection, if there is one. progress: each batch is a NOTICE. An event that fails is a WARNING, and stands in the view projections. Needs SELECT on the view events. Raises VE002 for an invalid argument, VE010 if there is none of that name, 40001 in REPEATABLE READ or SERIALIZABLE if it has gone on since the snapshot.';
 
+CREATE PROCEDURE event_store.catch_up_projection(name text, progress boolean DEFAULT false)
+LANGUAGE c AS 'MODULE_PATHNAME', 'event_store_catch_up_projection';
+REVOKE ALL ON PROCEDURE event_store.catch_up_projection(text, boolean) FROM PUBLIC;
+ALTER PROCEDURE event_store.catch_up_projection(text, boolean) OWNER TO @extowner@;
+COMMENT ON PROCEDURE event_store.catch_up_projection(text, boolean) IS
+'catch_up_projection(name, progress = false): refreshes a projection, and its rebuild if there is one, until there is nothing more to do, and commits after each batch: for many events that is cheaper than one refresh_projection(), and what is done stays done if it is cancelled. progress: each batch is a NOTICE. Outside of transaction blocks only. Needs SELECT on the view events. Raises VE002 for an invalid argument, VE010 if there is none of that name, 55006 if somebody else is refreshing it, 2D000 in a transaction block.';
+
 CREATE FUNCTION event_store.refresh_projections(max_time interval DEFAULT NULL) RETURNS boolean
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_refresh_projections';
 REVOKE ALL ON FUNCTION event_store.refresh_projections(interval) FROM PUBLIC;

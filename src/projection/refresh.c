@@ -27,8 +27,10 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "nodes/parsenodes.h"
 #include "pgstat.h"
 #include "storage/latch.h"
+#include "tcop/pquery.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
@@ -49,6 +51,7 @@
 
 PG_FUNCTION_INFO_V1(event_store_refresh_projection);
 PG_FUNCTION_INFO_V1(event_store_refresh_projections);
+PG_FUNCTION_INFO_V1(event_store_catch_up_projection);
 PG_FUNCTION_INFO_V1(event_store_wait_for_projection);
 PG_FUNCTION_INFO_V1(event_store_projection_state);
 PG_FUNCTION_INFO_V1(event_store_projection_lag);
@@ -378,7 +381,7 @@ refresh_run(Projection *projection, int64 max_count, TimestampTz until, int64 *t
 			more = event_failed(projection, error, applied.position);
 		else
 			more = find_failed(projection, error, &applied, total);
-		if (progress)
+		if (progress && error == NULL && applied.count > 0)
 			ereport(NOTICE,
 					(errmsg("projection \"%s\": %lld events applied, at position %lld of %lld",
 							projection->name, (long long) projection->applied,
@@ -471,6 +474,62 @@ event_store_refresh_projection(PG_FUNCTION_ARGS)
 	if (total > 0)
 		wake_at_end();
 	PG_RETURN_INT64(total);
+}
+
+/*
+ * The same in transactions of its own, one for each batch: rows that are updated
+ * again and again by one transaction leave versions that nobody can remove before
+ * its end, and all have to pass them over.
+ */
+Datum
+event_store_catch_up_projection(PG_FUNCTION_ARGS)
+{
+	MemoryContext context = CurrentMemoryContext;
+	bool		tells = !PG_ARGISNULL(1) && PG_GETARG_BOOL(1);
+	text	   *name;
+
+	projection_guard("event_store.catch_up_projection()");
+	name = projection_name_argument(fcinfo, 0);
+	name = DatumGetTextPCopy(PointerGetDatum(name));
+	if (fcinfo->context == NULL || !IsA(fcinfo->context, CallContext) ||
+		castNode(CallContext, fcinfo->context)->atomic)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
+				 errmsg("event_store.catch_up_projection() must be called outside of a transaction block"),
+				 errhint("refresh_projection() does its work in the caller's transaction.")));
+	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	for (bool more = true; more;)
+	{
+		Projection	projection;
+		MemoryContext saved;
+		int64		position;
+
+		EnsurePortalSnapshotExists();
+		saved = MemoryContextSwitchTo(context);
+		if (!lock_to_refresh(name, &projection))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("projection \"%s\" is being refreshed by another session",
+							text_to_cstring(name))));
+		position = projection.position;
+		progress = tells;
+		PG_TRY();
+		{
+			more = refresh_both(&projection, projection.batch_events) > 0 ||
+				projection.position > position;
+		}
+		PG_FINALLY();
+		{
+			progress = false;
+		}
+		PG_END_TRY();
+		wake_at_end();
+		MemoryContextSwitchTo(saved);
+		SPI_commit();
+	}
+	SPI_finish();
+	PG_RETURN_VOID();
 }
 
 static Statement asynchronous = {
