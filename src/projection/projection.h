@@ -77,7 +77,7 @@ struct EventSource
 {
 	/* the next one: columns of recorded_event, good until the next call */
 	bool		(*next) (EventSource *source, Datum *values, bool *nulls);
-	/* begins again; NULL: it cannot; those of an append can */
+	/* begins again with the batch; NULL: it cannot; those of an append can */
 	void		(*rewind) (EventSource *source);
 };
 
