@@ -405,6 +405,7 @@ get_handler(const Projection *projection)
 	uint64		generation = catalog_store()->generation;
 	uint64		functions = function_messages;
 	Handler    *handler;
+	bool		for_call;
 	bool		found;
 
 	if (handlers == NULL)
@@ -425,7 +426,8 @@ get_handler(const Projection *projection)
 		handler->generation == generation && handler->functions == functions &&
 		handler->owner == GetUserId())
 		return handler;
-	if (running != NULL && is_among(running->outer, projection->id))
+	for_call = running != NULL && is_among(running->outer, projection->id);
+	if (for_call)
 	{
 		/* it is in use further out, as it was: prepared for this call only */
 		handler = palloc0(sizeof(Handler));
@@ -433,8 +435,8 @@ get_handler(const Projection *projection)
 	}
 	else
 		forget_handler(handler);
-	handler->context = AllocSetContextCreate(TopMemoryContext, "event_store handler",
-											 ALLOCSET_SMALL_SIZES);
+	handler->context = AllocSetContextCreate(for_call ? CurrentMemoryContext : TopMemoryContext,
+											 "event_store handler", ALLOCSET_SMALL_SIZES);
 	handler->revision = -1;
 	memset(handler->columns, false, sizeof(handler->columns));
 	switch (projection->kind)
@@ -555,9 +557,17 @@ apply_event(const Projection *projection, Handler *handler, EventSource *source,
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "event_store event",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext saved = CurrentMemoryContext;
+	FmgrInfo   *function = &handler->function;
+	FmgrInfo	inner;
 	Datum		values[RE_NATTS];
 	bool		nulls[RE_NATTS];
 
+	/* a function that comes back to itself by an append: what it keeps in a look-up is in use */
+	if (is_among(running->outer, projection->id))
+	{
+		fmgr_info_cxt(handler->function.fn_oid, &inner, CurrentMemoryContext);
+		function = &inner;
+	}
 	while (applied->count < max_count)
 	{
 		LOCAL_FCINFO(call, 1);
@@ -570,7 +580,7 @@ apply_event(const Projection *projection, Handler *handler, EventSource *source,
 		running->values = values;
 		applied->position = DatumGetInt64(values[RE_POSITION]);
 		MemoryContextSwitchTo(context);
-		InitFunctionCallInfoData(*call, &handler->function, 1, InvalidOid, NULL, NULL);
+		InitFunctionCallInfoData(*call, function, 1, InvalidOid, NULL, NULL);
 		call->args[0].value = HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
 		call->args[0].isnull = false;
 		(void) FunctionCallInvoke(call);
@@ -954,13 +964,16 @@ can_be_concurrent(Oid relid)
 }
 
 static void
-apply_matview(const Projection *projection, EventSource *source, int64 max_count,
+apply_matview(const Projection *projection, EventSource *source, const HandlerRights *caller,
 			  Applied *applied)
 {
 	Datum		values[RE_NATTS];
 	bool		nulls[RE_NATTS];
 	RangeVar   *name;
 	Oid			relid;
+	Oid			user;
+	int			context;
+	bool		concurrently;
 	int			result;
 
 	/* it shows all that is there, however many */
@@ -980,15 +993,25 @@ apply_matview(const Projection *projection, EventSource *source, int64 max_count
 	name = makeRangeVarFromNameList(stringToQualifiedNameList(projection->handler));
 #endif
 	relid = RangeVarGetRelid(name, NoLock, false);
+
+	/*
+	 * REFRESH restricts the view's query itself.  CONCURRENTLY makes a temporary
+	 * table besides, for which the command must not be restricted as a whole.
+	 */
+	concurrently = (caller->context & SECURITY_RESTRICTED_OPERATION) == 0 && can_be_concurrent(relid);
+	GetUserIdAndSecContext(&user, &context);
+	if (concurrently)
+		SetUserIdAndSecContext(user, caller->context | SECURITY_LOCAL_USERID_CHANGE);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	result = SPI_execute(psprintf("REFRESH MATERIALIZED VIEW %s%s",
-								  can_be_concurrent(relid) ? "CONCURRENTLY " : "",
+								  concurrently ? "CONCURRENTLY " : "",
 								  quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
 															 get_rel_name(relid))), false, 0);
 	if (result < 0)
 		elog(ERROR, "could not refresh a materialized view: %s", SPI_result_code_string(result));
 	SPI_finish();
+	SetUserIdAndSecContext(user, context);
 }
 
 /* ----------------------------------------------------------------
@@ -1032,7 +1055,7 @@ apply_batch(const Projection *projection, EventSource *source, int64 max_count, 
 				apply_fold(projection, handler, source, max_count, applied);
 				break;
 			case PROJECTION_MATVIEW:
-				apply_matview(projection, source, max_count, applied);
+				apply_matview(projection, source, &saved, applied);
 				break;
 		}
 	}
