@@ -86,8 +86,9 @@ static Statement read_inline = {
 	PROJECTION_COLUMNS " WHERE p.mode = 'inline' ORDER BY p.id"
 };
 
-static Statement newest_version = {
-	"SELECT k.version FROM event_store.projection_checkpoint AS k"
+static Statement newest = {
+	"SELECT k.version, p.revision FROM event_store.projection_checkpoint AS k"
+	" JOIN event_store.projection AS p ON p.id = k.projection_id"
 	" WHERE k.projection_id = $1 ORDER BY k.version DESC LIMIT 1",
 	1, {INT4OID}
 };
@@ -478,9 +479,24 @@ projection_write_dead(Projection *projection, const ErrorData *error, int64 posi
 	run_statement(&write_dead, values, nulls);
 }
 
+/* Runs a query with a fresh snapshot, whatever the transaction's is. */
+static uint64
+execute_as_of_now(Statement *statement, Datum *values)
+{
+	/* prepares it, too */
+	if (statement->plan == NULL)
+		(void) plans_execute(statement, values, NULL);
+	PushActiveSnapshot(GetLatestSnapshot());
+	if (SPI_execute_plan(statement->plan, values, NULL, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not execute \"%s\"", statement->sql);
+	PopActiveSnapshot();
+	return SPI_processed;
+}
+
 /*
  * Has the checkpoint gone on since the snapshot of a REPEATABLE READ transaction?
  * What was done then it would do again, beside the effects that it cannot see.
+ * Nor may it go by what the projection was before it was altered.
  */
 void
 projection_check_snapshot(const Projection *projection)
@@ -488,21 +504,18 @@ projection_check_snapshot(const Projection *projection)
 	Datum		values[1] = {Int32GetDatum(projection->id)};
 	OwnerSwitch saved;
 	bool		isnull;
-	int64		newest;
+	bool		same;
 
 	if (!IsolationUsesXactSnapshot())
 		return;
 	state_begin(&saved);
-	if (newest_version.plan == NULL)
-		(void) plans_execute(&newest_version, values, NULL);
-	PushActiveSnapshot(GetLatestSnapshot());
-	if (SPI_execute_plan(newest_version.plan, values, NULL, true, 0) != SPI_OK_SELECT)
-		elog(ERROR, "could not read the checkpoint of a projection");
-	newest = SPI_processed == 0 ? -1 :
-		DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	PopActiveSnapshot();
+	same = execute_as_of_now(&newest, values) > 0 &&
+		DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+									&isnull)) == projection->version &&
+		DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2,
+									&isnull)) == projection->revision;
 	state_end(&saved);
-	if (newest != projection->version)
+	if (!same)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 				 errmsg("could not serialize access due to concurrent update"),
@@ -538,7 +551,8 @@ projection_inline_list(int *count)
 		inline_cache.list = NULL;
 		inline_cache.count = 0;
 		state_begin(&owner);
-		n = plans_execute(&read_inline, NULL, NULL);
+		/* those that were made since the snapshot of a REPEATABLE READ transaction, too */
+		n = execute_as_of_now(&read_inline, NULL);
 		saved = MemoryContextSwitchTo(inline_cache.context);
 		if (n > 0)
 			inline_cache.list = palloc(sizeof(Projection) * n);
@@ -738,16 +752,18 @@ word_argument(FunctionCallInfo fcinfo, int n, const char *what, const char *word
 static char *
 handler_search_path(void)
 {
-	const char *path = namespace_search_path;
-	char	   *copy = pstrdup(path);
-	List	   *names = NIL;
+	char	   *names = pstrdup(namespace_search_path);
+	StringInfoData path;
+	List	   *list = NIL;
 	ListCell   *cell;
 
-	(void) SplitIdentifierString(copy, ',', &names);
-	foreach(cell, names)
-		if (strcmp(lfirst(cell), "pg_temp") == 0)
-			return pstrdup(path);
-	return names == NIL ? pstrdup("pg_temp") : psprintf("%s, pg_temp", path);
+	initStringInfo(&path);
+	(void) SplitIdentifierString(names, ',', &list);
+	foreach(cell, list)
+		if (strcmp(lfirst(cell), "pg_temp") != 0)
+			appendStringInfo(&path, "%s, ", quote_identifier(lfirst(cell)));
+	appendStringInfoString(&path, "pg_temp");
+	return path.data;
 }
 
 /* ----------------------------------------------------------------
@@ -805,6 +821,11 @@ begin_inline(Projection *projection)
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 				 errmsg("a projection cannot become inline in a transaction that has appended events")));
+	/* nor would what was committed since the snapshot */
+	if (IsolationUsesXactSnapshot())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("a projection cannot become inline in a REPEATABLE READ or SERIALIZABLE transaction")));
 	keep_appenders_out();
 	/* what there is already */
 	projection->mode = PROJECTION_ASYNC;
@@ -937,6 +958,7 @@ event_store_alter_projection(PG_FUNCTION_ARGS)
 	static const char *const sql =
 		"UPDATE event_store.projection AS p SET revision = p.revision + 1,"
 		" handler = coalesce($2, p.handler), mode = coalesce($3, p.mode),"
+		" paused = p.paused AND coalesce($3, p.mode) = 'async',"
 		" on_error = coalesce($4, p.on_error), max_attempts = coalesce($5, p.max_attempts),"
 		" first_delay = coalesce($6, p.first_delay), delay_factor = coalesce($7, p.delay_factor),"
 		" max_delay = coalesce($8, p.max_delay), batch_events = coalesce($9, p.batch_events),"
@@ -1074,8 +1096,8 @@ set_paused(FunctionCallInfo fcinfo, bool paused)
 	values[0] = Int32GetDatum(projection.id);
 	values[1] = BoolGetDatum(paused);
 	state_begin(&saved);
-	if (SPI_execute_with_args("UPDATE event_store.projection AS p SET paused = $2"
-							  " WHERE p.id = $1 AND p.paused <> $2", 2, types, values, NULL, false, 0) < 0)
+	if (SPI_execute_with_args("UPDATE event_store.projection AS p SET paused = $2,"
+							  " revision = p.revision + 1 WHERE p.id = $1 AND p.paused <> $2", 2, types, values, NULL, false, 0) < 0)
 		elog(ERROR, "could not pause a projection");
 	state_end(&saved);
 	if (!paused && projection.failing)
