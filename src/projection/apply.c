@@ -23,6 +23,7 @@
 #include "access/htup_details.h"
 #include "access/relation.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_collation_d.h"
@@ -41,6 +42,7 @@
 #include "parser/parser.h"
 #include "tcop/dest.h"
 #include "tcop/tcopprot.h"
+#include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -72,6 +74,9 @@
 
 /* looks at the memory that is used, in events */
 #define LOOK_EVERY	256
+
+/* keys that an append locks one by one; beyond that it locks all of them */
+#define MAX_LOCKED_KEYS	32
 
 /* what a handler needs, prepared */
 typedef struct Handler
@@ -112,23 +117,61 @@ static Statement read_state = {
  * ----------------------------------------------------------------
  */
 
+/*
+ * The role that a handler runs as.  The row that names it belongs to the owner of the
+ * store, who can write what he likes: so it must be one whose privileges he has
+ * anyhow.  And a role that has got the name later is another one.
+ */
+static Oid
+handler_role(const Projection *projection)
+{
+	Oid			role = get_role_oid(projection->owner, true);
+
+	if (!OidIsValid(role) ||
+		(projection->cluster_id == GetSystemIdentifier() && projection->owner_id != role))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_PROJECTION_FAILED),
+				 errmsg("the owner of projection \"%s\", role \"%s\", does not exist any more",
+						projection->name, projection->owner),
+				 errhint("Drop the projection, and create it anew.")));
+	if (!has_privs_of_role(catalog_owner(catalog_store()), role))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("projection \"%s\" cannot run as role \"%s\"",
+						projection->name, projection->owner),
+				 errdetail("The owner of the store does not have the privileges of that role.")));
+	return role;
+}
+
+/* What a handler computes shall not depend on who refreshes or appends. */
+static void
+set_for_handler(const char *name, const char *value)
+{
+	const char *now = GetConfigOption(name, false, false);
+
+	if (strcmp(now, value) != 0)
+		(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+								 true, 0, false);
+}
+
 void
 apply_begin(const Projection *projection, HandlerRights *saved)
 {
-	Oid			owner = get_role_oid(projection->owner, true);
+	Oid			role = handler_role(projection);
 
-	if (!OidIsValid(owner))
-		ereport(ERROR,
-				(errcode(ERRCODE_VE_PROJECTION_FAILED),
-				 errmsg("the owner of projection \"%s\", role \"%s\", does not exist",
-						projection->name, projection->owner),
-				 errhint("Drop the projection, and create it anew.")));
 	GetUserIdAndSecContext(&saved->user, &saved->context);
-	SetUserIdAndSecContext(owner, saved->context | SECURITY_LOCAL_USERID_CHANGE |
+	SetUserIdAndSecContext(role, saved->context | SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_RESTRICTED_OPERATION);
 	saved->guc_level = NewGUCNestLevel();
-	(void) set_config_option("search_path", projection->search_path, PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	set_for_handler("search_path", projection->search_path);
+	set_for_handler("TimeZone", projection->time_zone);
+	set_for_handler("DateStyle", "ISO, MDY");
+	set_for_handler("IntervalStyle", "postgres");
+	set_for_handler("extra_float_digits", "1");
+	set_for_handler("bytea_output", "hex");
+	set_for_handler("row_security", "on");
+	set_for_handler("transform_null_equals", "off");
+	set_for_handler("array_nulls", "on");
 	catalog_require_read(catalog_store());
 }
 
@@ -249,9 +292,9 @@ find_columns(Node *node, ColumnsContext *context)
 }
 
 static void
-prepare_set(const Projection *projection, Handler *handler)
+prepare_set(const Projection *projection, Handler *handler, MemoryContext context)
 {
-	MemoryContext saved = MemoryContextSwitchTo(handler->context);
+	MemoryContext saved = MemoryContextSwitchTo(context);
 	TupleDesc	desc = event_desc();
 	ColumnsContext columns = {NIL, handler->columns};
 	SPIPlanPtr	plan;
@@ -277,12 +320,25 @@ prepare_set(const Projection *projection, Handler *handler)
 		CachedPlanSource *source = lfirst(cell);
 		ListCell   *query;
 
-		if (source->raw_parse_tree != NULL && IsA(source->raw_parse_tree->stmt, TransactionStmt))
-			ereport(ERROR,
-					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-					 errmsg("the handler of a projection must not control transactions")));
+		ListCell   *relation;
+
 		foreach(query, source->query_list)
+		{
+			if (lfirst_node(Query, query)->commandType == CMD_UTILITY)
+				ereport(ERROR,
+						(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+						 errmsg("the handler of a projection cannot run %s",
+								GetCommandTagName(CreateCommandTag(lfirst_node(Query, query)->utilityStmt))),
+						 errhint("Its statements are SELECT, INSERT, UPDATE, DELETE and MERGE.")));
 			(void) find_columns(lfirst(query), &columns);
+		}
+		/* of the session that happens to refresh, or to append */
+		foreach(relation, source->relationOids)
+			if (get_rel_persistence(lfirst_oid(relation)) == RELPERSISTENCE_TEMP)
+				ereport(ERROR,
+						(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+						 errmsg("the handler of projection \"%s\" cannot use temporary table \"%s\"",
+								projection->name, get_rel_name(lfirst_oid(relation)))));
 	}
 	SPI_keepplan(plan);
 	handler->plan = plan;
@@ -404,6 +460,8 @@ get_handler(const Projection *projection)
 	uint64		generation = catalog_store()->generation;
 	uint64		functions = function_messages;
 	Handler    *handler;
+	MemoryContext context;
+	bool		for_call;
 	bool		found;
 
 	if (handlers == NULL)
@@ -423,8 +481,14 @@ get_handler(const Projection *projection)
 	if (found && handler->context != NULL && handler->revision == projection->revision &&
 		handler->generation == generation && handler->functions == functions &&
 		handler->owner == GetUserId())
+	{
+		/* a call that failed does not go on */
+		if (handler->fold != NULL && !is_among(running->outer, projection->id))
+			fold_ready(handler->fold);
 		return handler;
-	if (running != NULL && is_among(running->outer, projection->id))
+	}
+	for_call = running != NULL && is_among(running->outer, projection->id);
+	if (for_call)
 	{
 		/* it is in use further out, as it was: prepared for this call only */
 		handler = palloc0(sizeof(Handler));
@@ -432,36 +496,54 @@ get_handler(const Projection *projection)
 	}
 	else
 		forget_handler(handler);
-	handler->context = AllocSetContextCreate(TopMemoryContext, "event_store handler",
-											 ALLOCSET_SMALL_SIZES);
+	/* it goes with the current context until it is complete */
+	handler->fold = NULL;
+	handler->key = NULL;
 	handler->revision = -1;
+	context = AllocSetContextCreate(CurrentMemoryContext, "event_store handler",
+									ALLOCSET_SMALL_SIZES);
 	memset(handler->columns, false, sizeof(handler->columns));
 	switch (projection->kind)
 	{
 		case PROJECTION_SET:
-			prepare_set(projection, handler);
+			prepare_set(projection, handler, context);
 			break;
 		case PROJECTION_EVENT:
-			fmgr_info_cxt(find_function(projection), &handler->function, handler->context);
+			fmgr_info_cxt(find_function(projection), &handler->function, context);
 			break;
 		case PROJECTION_FOLD:
 			{
-				MemoryContext saved = MemoryContextSwitchTo(handler->context);
+				MemoryContext saved = MemoryContextSwitchTo(context);
 
-				handler->fold = fold_open(cstring_to_text(projection->handler), handler->context);
+				handler->fold = fold_open(cstring_to_text(projection->handler), context);
 				MemoryContextSwitchTo(saved);
 				if (projection->key != NULL)
-					handler->key = prepare_key(projection, handler->context);
+					handler->key = prepare_key(projection, context);
 				break;
 			}
 		case PROJECTION_MATVIEW:
 			break;
 	}
+	if (!for_call)
+		MemoryContextSetParent(context, TopMemoryContext);
+	handler->context = context;
 	handler->generation = generation;
 	handler->functions = functions;
 	handler->owner = GetUserId();
 	handler->revision = projection->revision;
 	return handler;
+}
+
+/* A projection is dropped. */
+void
+apply_forget(int32 id)
+{
+	Handler    *handler = handlers == NULL ? NULL : hash_search(handlers, &id, HASH_FIND, NULL);
+
+	if (handler == NULL)
+		return;
+	forget_handler(handler);
+	(void) hash_search(handlers, &id, HASH_REMOVE, NULL);
 }
 
 /* Is the handler of a projection one that can be run? */
@@ -546,6 +628,12 @@ apply_set(const Projection *projection, Handler *handler, EventSource *source,
  * ----------------------------------------------------------------
  */
 
+static bool
+time_is_up(const Applied *applied)
+{
+	return applied->until != 0 && applied->count > 0 && GetCurrentTimestamp() >= applied->until;
+}
+
 static void
 apply_event(const Projection *projection, Handler *handler, EventSource *source,
 			int64 max_count, Applied *applied)
@@ -554,13 +642,24 @@ apply_event(const Projection *projection, Handler *handler, EventSource *source,
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "event_store event",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext saved = CurrentMemoryContext;
+	FmgrInfo   *function = &handler->function;
+	FmgrInfo	inner;
 	Datum		values[RE_NATTS];
 	bool		nulls[RE_NATTS];
 
+	/* a function that comes back to itself by an append: what it keeps in a look-up is in use */
+	if (is_among(running->outer, projection->id))
+	{
+		fmgr_info_cxt(handler->function.fn_oid, &inner, CurrentMemoryContext);
+		function = &inner;
+	}
 	while (applied->count < max_count)
 	{
 		LOCAL_FCINFO(call, 1);
 
+		if (time_is_up(applied))
+			break;
+		running->values = NULL;
 		if (!source->next(source, values, nulls))
 		{
 			applied->ended = true;
@@ -569,7 +668,7 @@ apply_event(const Projection *projection, Handler *handler, EventSource *source,
 		running->values = values;
 		applied->position = DatumGetInt64(values[RE_POSITION]);
 		MemoryContextSwitchTo(context);
-		InitFunctionCallInfoData(*call, &handler->function, 1, InvalidOid, NULL, NULL);
+		InitFunctionCallInfoData(*call, function, 1, InvalidOid, NULL, NULL);
 		call->args[0].value = HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
 		call->args[0].isnull = false;
 		(void) FunctionCallInvoke(call);
@@ -803,7 +902,8 @@ lock_keys(const Projection *projection, KeyReader *reader, EventSource *source,
 	while ((entry = keystates_iterate(keys, &iterator)) != NULL)
 		sorted[n++] = entry;
 	qsort(sorted, n, sizeof(KeyState *), compare_keys);
-	for (int i = 0; i < n; i++)
+	projection_lock_keys(projection->id, n > MAX_LOCKED_KEYS);
+	for (int i = 0; i < n && n <= MAX_LOCKED_KEYS; i++)
 		projection_lock_key(projection->id, VARDATA_ANY(sorted[i]->key),
 							VARSIZE_ANY_EXHDR(sorted[i]->key));
 }
@@ -846,6 +946,9 @@ apply_fold(const Projection *projection, Handler *handler, EventSource *source,
 			MemoryContextMemAllocated(context, true) > projection->batch_size &&
 			applied->count > 0)
 			break;
+		if (time_is_up(applied))
+			break;
+		running->values = NULL;
 		if (!source->next(source, values, nulls))
 		{
 			applied->ended = true;
@@ -953,13 +1056,16 @@ can_be_concurrent(Oid relid)
 }
 
 static void
-apply_matview(const Projection *projection, EventSource *source, int64 max_count,
+apply_matview(const Projection *projection, EventSource *source, const HandlerRights *caller,
 			  Applied *applied)
 {
 	Datum		values[RE_NATTS];
 	bool		nulls[RE_NATTS];
 	RangeVar   *name;
 	Oid			relid;
+	Oid			user;
+	int			context;
+	bool		concurrently;
 	int			result;
 
 	/* it shows all that is there, however many */
@@ -975,15 +1081,25 @@ apply_matview(const Projection *projection, EventSource *source, int64 max_count
 	check_matview(projection);
 	name = makeRangeVarFromNameList(compat_name_list(projection->handler));
 	relid = RangeVarGetRelid(name, NoLock, false);
+
+	/*
+	 * REFRESH restricts the view's query itself.  CONCURRENTLY makes a temporary
+	 * table besides, for which the command must not be restricted as a whole.
+	 */
+	concurrently = (caller->context & SECURITY_RESTRICTED_OPERATION) == 0 && can_be_concurrent(relid);
+	GetUserIdAndSecContext(&user, &context);
+	if (concurrently)
+		SetUserIdAndSecContext(user, caller->context | SECURITY_LOCAL_USERID_CHANGE);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	result = SPI_execute(psprintf("REFRESH MATERIALIZED VIEW %s%s",
-								  can_be_concurrent(relid) ? "CONCURRENTLY " : "",
+								  concurrently ? "CONCURRENTLY " : "",
 								  quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
 															 get_rel_name(relid))), false, 0);
 	if (result < 0)
 		elog(ERROR, "could not refresh a materialized view: %s", SPI_result_code_string(result));
 	SPI_finish();
+	SetUserIdAndSecContext(user, context);
 }
 
 /* ----------------------------------------------------------------
@@ -1005,7 +1121,8 @@ apply_batch(const Projection *projection, EventSource *source, int64 max_count, 
 	Handler    *handler;
 
 	check_stack_depth();
-	memset(applied, 0, sizeof(Applied));
+	applied->count = applied->position = 0;
+	applied->ended = false;
 	callback.callback = error_context;
 	callback.arg = &run;
 	callback.previous = error_context_stack;
@@ -1027,7 +1144,7 @@ apply_batch(const Projection *projection, EventSource *source, int64 max_count, 
 				apply_fold(projection, handler, source, max_count, applied);
 				break;
 			case PROJECTION_MATVIEW:
-				apply_matview(projection, source, max_count, applied);
+				apply_matview(projection, source, &saved, applied);
 				break;
 		}
 	}

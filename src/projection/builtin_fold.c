@@ -50,7 +50,8 @@ fold_payload(Fold *fold, Datum datum, void **to_free)
 	*to_free = NULL;
 	if (likely(VARATT_IS_4B_U(value)))
 		return (const Jsonb *) value;
-	if (VARATT_IS_SHORT(value))
+	/* a pointer to what is stored out of line passes for short, too */
+	if (VARATT_IS_SHORT(value) && !VARATT_IS_EXTERNAL(value))
 	{
 		Jsonb	   *copy = (Jsonb *) fold->buffer.bytes;
 		Size		size = VARSIZE_SHORT(value) - VARHDRSZ_SHORT;

@@ -21,6 +21,7 @@
 #include <math.h>
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type_d.h"
 #include "common/hashfn.h"
@@ -28,6 +29,7 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "pgtime.h"
 #include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -63,7 +65,7 @@ PG_FUNCTION_INFO_V1(event_store_resume_projection);
 
 #define PROJECTION_COLUMNS \
 	"SELECT p.id, p.revision, p.name, p.kind, p.mode, p.handler, p.key, p.categories, p.types," \
-	" p.owner, p.search_path, p.paused, p.batch_events, p.batch_size," \
+	" p.owner, p.owner_id, p.cluster_id, p.search_path, p.time_zone, p.paused, p.batch_events, p.batch_size," \
 	" extract(epoch FROM p.refresh_every)::float8, p.on_error = 'skip', p.max_attempts," \
 	" extract(epoch FROM p.first_delay)::float8, p.delay_factor," \
 	" extract(epoch FROM p.max_delay)::float8," \
@@ -95,8 +97,9 @@ static Statement any_asynchronous = {
 	"SELECT FROM event_store.projection AS p WHERE p.mode = 'async' AND NOT p.paused LIMIT 1"
 };
 
-static Statement newest_version = {
-	"SELECT k.version FROM event_store.projection_checkpoint AS k"
+static Statement newest = {
+	"SELECT k.version, p.revision FROM event_store.projection_checkpoint AS k"
+	" JOIN event_store.projection AS p ON p.id = k.projection_id"
 	" WHERE k.projection_id = $1 ORDER BY k.version DESC LIMIT 1",
 	1, {INT4OID}
 };
@@ -234,7 +237,10 @@ read_result(HeapTuple row, TupleDesc desc, Projection *projection)
 	if ((projection->by_type = !isnull))
 		projection->types = name_list(value);
 	projection->owner = NEXT_TEXT;
+	projection->owner_id = DatumGetObjectId(NEXT);
+	projection->cluster_id = (uint64) DatumGetInt64(NEXT);
 	projection->search_path = NEXT_TEXT;
+	projection->time_zone = NEXT_TEXT;
 	projection->paused = DatumGetBool(NEXT);
 	projection->batch_events = DatumGetInt32(NEXT);
 	projection->batch_size = (int64) DatumGetInt32(NEXT) * 1024;
@@ -290,6 +296,46 @@ read_one(Statement *statement, Datum key, Projection *projection)
 	return found;
 }
 
+/* Runs a query with a fresh snapshot, whatever the transaction's is. */
+static uint64
+execute_as_of_now(Statement *statement, Datum *values)
+{
+	/* prepares it, too */
+	if (statement->plan == NULL)
+		(void) plans_execute(statement, values, NULL);
+	PushActiveSnapshot(GetLatestSnapshot());
+	if (SPI_execute_plan(statement->plan, values, NULL, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not execute \"%s\"", statement->sql);
+	PopActiveSnapshot();
+	return SPI_processed;
+}
+
+static void
+no_projection(text *name)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_VE_NO_PROJECTION),
+			 errmsg("projection \"%s\" does not exist", text_to_cstring(name))));
+}
+
+/* As of now, whatever the transaction's snapshot is. */
+void
+projection_read_latest(text *name, Projection *projection)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum		values[1] = {PointerGetDatum(name)};
+	MemoryContext spi;
+	OwnerSwitch saved;
+
+	state_begin(&saved);
+	if (execute_as_of_now(&read_by_name, values) == 0)
+		no_projection(name);
+	spi = MemoryContextSwitchTo(context);
+	read_result(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, projection);
+	MemoryContextSwitchTo(spi);
+	state_end(&saved);
+}
+
 bool
 projection_find(text *name, Projection *projection)
 {
@@ -307,14 +353,6 @@ bool
 projection_read_twin(int32 id, Projection *twin)
 {
 	return read_one(&read_by_rebuilt, Int32GetDatum(id), twin);
-}
-
-static void
-no_projection(text *name)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_VE_NO_PROJECTION),
-			 errmsg("projection \"%s\" does not exist", text_to_cstring(name))));
 }
 
 void
@@ -366,6 +404,19 @@ projection_lock_key(int32 id, const char *key, int len)
 
 	set_tag(&tag, id, DatumGetUInt32(hash_any((const unsigned char *) key, len)) | 0x80000000);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+}
+
+/*
+ * What goes before that: beside others who lock keys, or, for more keys than the
+ * lock table has room for, alone, in place of it.
+ */
+void
+projection_lock_keys(int32 id, bool all)
+{
+	LOCKTAG		tag;
+
+	set_tag(&tag, id, 1);
+	(void) LockAcquire(&tag, all ? ExclusiveLock : ShareLock, false, false);
 }
 
 /*
@@ -504,6 +555,7 @@ projection_write_dead(Projection *projection, const ErrorData *error, int64 posi
 /*
  * Has the checkpoint gone on since the snapshot of a REPEATABLE READ transaction?
  * What was done then it would do again, beside the effects that it cannot see.
+ * Nor may it go by what the projection was before it was altered.
  */
 void
 projection_check_snapshot(const Projection *projection)
@@ -511,21 +563,18 @@ projection_check_snapshot(const Projection *projection)
 	Datum		values[1] = {Int32GetDatum(projection->id)};
 	OwnerSwitch saved;
 	bool		isnull;
-	int64		newest;
+	bool		same;
 
 	if (!IsolationUsesXactSnapshot())
 		return;
 	state_begin(&saved);
-	if (newest_version.plan == NULL)
-		(void) plans_execute(&newest_version, values, NULL);
-	PushActiveSnapshot(GetLatestSnapshot());
-	if (SPI_execute_plan(newest_version.plan, values, NULL, true, 0) != SPI_OK_SELECT)
-		elog(ERROR, "could not read the checkpoint of a projection");
-	newest = SPI_processed == 0 ? -1 :
-		DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	PopActiveSnapshot();
+	same = execute_as_of_now(&newest, values) > 0 &&
+		DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+									&isnull)) == projection->version &&
+		DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2,
+									&isnull)) == projection->revision;
 	state_end(&saved);
-	if (newest != projection->version)
+	if (!same)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 				 errmsg("could not serialize access due to concurrent update"),
@@ -561,7 +610,8 @@ projection_inline_list(int *count)
 		inline_cache.list = NULL;
 		inline_cache.count = 0;
 		state_begin(&owner);
-		n = plans_execute(&read_inline, NULL, NULL);
+		/* those that were made since the snapshot of a REPEATABLE READ transaction, too */
+		n = execute_as_of_now(&read_inline, NULL);
 		saved = MemoryContextSwitchTo(inline_cache.context);
 		if (n > 0)
 			inline_cache.list = palloc(sizeof(Projection) * n);
@@ -608,6 +658,7 @@ projection_copy(Projection *copy, const Projection *projection)
 	copy->key = projection->key == NULL ? NULL : pstrdup(projection->key);
 	copy->owner = pstrdup(projection->owner);
 	copy->search_path = pstrdup(projection->search_path);
+	copy->time_zone = pstrdup(projection->time_zone);
 	copy->categories = copy_names(&projection->categories);
 	copy->types = copy_names(&projection->types);
 	copy->tables = copy_names(&projection->tables);
@@ -776,16 +827,18 @@ word_argument(FunctionCallInfo fcinfo, int n, const char *what, const char *word
 static char *
 handler_search_path(void)
 {
-	const char *path = namespace_search_path;
-	char	   *copy = pstrdup(path);
-	List	   *names = NIL;
+	char	   *names = pstrdup(namespace_search_path);
+	StringInfoData path;
+	List	   *list = NIL;
 	ListCell   *cell;
 
-	(void) SplitIdentifierString(copy, ',', &names);
-	foreach(cell, names)
-		if (strcmp(lfirst(cell), "pg_temp") == 0)
-			return pstrdup(path);
-	return names == NIL ? pstrdup("pg_temp") : psprintf("%s, pg_temp", path);
+	initStringInfo(&path);
+	(void) SplitIdentifierString(names, ',', &list);
+	foreach(cell, list)
+		if (strcmp(lfirst(cell), "pg_temp") != 0)
+			appendStringInfo(&path, "%s, ", quote_identifier(lfirst(cell)));
+	appendStringInfoString(&path, "pg_temp");
+	return path.data;
 }
 
 /* ----------------------------------------------------------------
@@ -809,6 +862,9 @@ enum
 	CP_TABLES = CP_SETTINGS + lengthof(settings),
 	CP_OWNER,
 	CP_SEARCH_PATH,
+	CP_OWNER_ID,
+	CP_CLUSTER,
+	CP_TIME_ZONE,
 	CP_PARAMETERS
 };
 
@@ -844,11 +900,22 @@ begin_inline(Projection *projection)
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 				 errmsg("a projection cannot become inline in a transaction that has appended events")));
+	/* nor would what was committed since the snapshot */
+	if (IsolationUsesXactSnapshot())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("a projection cannot become inline in a REPEATABLE READ or SERIALIZABLE transaction")));
 	(void) projection_keep_appenders_out(true);
 	/* what there is already */
 	projection->mode = PROJECTION_ASYNC;
 	(void) refresh_run(projection, PG_INT64_MAX, 0, &applied);
 	projection->mode = PROJECTION_INLINE;
+	if (settled_own_bound() != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_PROJECTION_FAILED),
+				 errmsg("projection \"%s\" cannot become inline at once, because its handler appends events",
+						projection->name),
+				 errhint("Let it catch up asynchronously first.")));
 	if (projection->failing)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_PROJECTION_FAILED),
@@ -885,10 +952,10 @@ event_store_create_projection(PG_FUNCTION_ARGS)
 	static const char *const sql =
 		"WITH made AS (INSERT INTO event_store.projection AS p (name, kind, handler, mode, categories,"
 		" types, key, on_error, max_attempts, first_delay, delay_factor, max_delay, batch_events,"
-		" batch_size, refresh_every, owner, search_path)"
+		" batch_size, refresh_every, owner, search_path, owner_id, cluster_id, time_zone)"
 		" VALUES ($1, $2, $3, $4, $5, $6, $7, $9, coalesce($10, 5), coalesce($11, '1 s'),"
 		" coalesce($12, 2), coalesce($13, '5 min'), coalesce($14, 10000), coalesce($15, 16384),"
-		" coalesce($16, '0'), $18, $19)"
+		" coalesce($16, '0'), $18, $19, $20, $21, $22)"
 		" ON CONFLICT (name) DO NOTHING RETURNING p.id)"
 		" INSERT INTO event_store.projection_checkpoint"
 		" (projection_id, version, position, applied, applied_at, rate)"
@@ -933,7 +1000,9 @@ event_store_create_projection(PG_FUNCTION_ARGS)
 		values[i] = PG_GETARG_DATUM(i);
 	}
 	types[CP_TABLES] = TEXTARRAYOID;
-	types[CP_OWNER] = types[CP_SEARCH_PATH] = TEXTOID;
+	types[CP_OWNER] = types[CP_SEARCH_PATH] = types[CP_TIME_ZONE] = TEXTOID;
+	types[CP_OWNER_ID] = OIDOID;
+	types[CP_CLUSTER] = INT8OID;
 	values[CP_MODE] = PointerGetDatum(cstring_to_text(mode));
 	values[CP_START_AFTER] = Int64GetDatum(start);
 	if (PG_ARGISNULL(CP_ON_ERROR))
@@ -941,9 +1010,18 @@ event_store_create_projection(PG_FUNCTION_ARGS)
 	values[CP_OWNER] = PointerGetDatum(cstring_to_text(GetUserNameFromId(GetUserId(), false)));
 	values[CP_SEARCH_PATH] = PointerGetDatum(cstring_to_text(handler_search_path()));
 	nulls[CP_MODE] = nulls[CP_START_AFTER] = nulls[CP_ON_ERROR] = ' ';
-	nulls[CP_OWNER] = nulls[CP_SEARCH_PATH] = ' ';
+	values[CP_OWNER_ID] = ObjectIdGetDatum(GetUserId());
+	values[CP_CLUSTER] = Int64GetDatum((int64) GetSystemIdentifier());
+	values[CP_TIME_ZONE] = PointerGetDatum(cstring_to_text(pg_get_timezone_name(session_timezone)));
+	for (int i = CP_OWNER; i < CP_PARAMETERS; i++)
+		nulls[i] = ' ';
 	if (mode_of(mode) == PROJECTION_INLINE)
 		catalog_require_owner(catalog_store());
+	if (!has_privs_of_role(catalog_owner(catalog_store()), GetUserId()))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" cannot own a projection here", GetUserNameFromId(GetUserId(), false)),
+				 errdetail("The owner of the store does not have its privileges, and could make the projection use them.")));
 
 	state_begin(&saved);
 	if (SPI_execute_with_args(sql, CP_PARAMETERS, types, values, nulls, false, 0) < 0)
@@ -1000,8 +1078,9 @@ Datum
 event_store_alter_projection(PG_FUNCTION_ARGS)
 {
 	static const char *const sql =
-		"UPDATE event_store.projection AS p SET revision = p.revision + 1,"
+		"UPDATE event_store.projection AS p SET revision = pg_catalog.nextval('event_store.projection_revision'),"
 		" handler = coalesce($2, p.handler), mode = coalesce($3, p.mode),"
+		" paused = p.paused AND coalesce($3, p.mode) = 'async',"
 		" on_error = coalesce($4, p.on_error), max_attempts = coalesce($5, p.max_attempts),"
 		" first_delay = coalesce($6, p.first_delay), delay_factor = coalesce($7, p.delay_factor),"
 		" max_delay = coalesce($8, p.max_delay), batch_events = coalesce($9, p.batch_events),"
@@ -1123,6 +1202,7 @@ projection_remove(Projection *projection)
 	}
 	if (projection->rebuilds != 0)
 		rebuild_drop_tables(projection);
+	apply_forget(projection->id);
 	projection_void_lists();
 }
 
@@ -1153,6 +1233,7 @@ set_paused(FunctionCallInfo fcinfo, bool paused)
 	OwnerSwitch saved;
 
 	projection_read_locked(projection_name_argument(fcinfo, 0), &projection);
+	projection_require_owner(&projection);
 	if (projection.mode != PROJECTION_ASYNC)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
@@ -1160,8 +1241,8 @@ set_paused(FunctionCallInfo fcinfo, bool paused)
 	values[0] = Int32GetDatum(projection.id);
 	values[1] = BoolGetDatum(paused);
 	state_begin(&saved);
-	if (SPI_execute_with_args("UPDATE event_store.projection AS p SET paused = $2"
-							  " WHERE p.id = $1 AND p.paused <> $2", 2, types, values, NULL, false, 0) < 0)
+	if (SPI_execute_with_args("UPDATE event_store.projection AS p SET paused = $2,"
+							  " revision = pg_catalog.nextval('event_store.projection_revision') WHERE p.id = $1 AND p.paused <> $2", 2, types, values, NULL, false, 0) < 0)
 		elog(ERROR, "could not pause a projection");
 	state_end(&saved);
 	if (!paused && projection.failing)

@@ -299,6 +299,13 @@ fold_open(text *handler, MemoryContext context)
 	return fold;
 }
 
+/* None of its calls is going on, whatever became of the last one. */
+void
+fold_ready(Fold *fold)
+{
+	fold->in_call = false;
+}
+
 void
 fold_close(Fold *fold)
 {

@@ -23,6 +23,7 @@ typedef struct FoldState FoldState;
  * the current user.
  */
 extern Fold *fold_open(text *handler, MemoryContext context);
+extern void fold_ready(Fold *fold);
 extern void fold_close(Fold *fold);
 
 /* the handler's text that means the same whatever the search_path is */

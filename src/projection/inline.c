@@ -32,6 +32,7 @@ typedef struct AppendSource
 	EventSource source;
 	const AppendBatch *append;
 	const Projection *projection;
+	int			first;			/* of the batch */
 	int			next;
 	MemoryContext context;		/* of the event handed out last */
 	int64		id_key;
@@ -111,7 +112,9 @@ next_appended(EventSource *source, Datum *values, bool *nulls)
 static void
 rewind_appended(EventSource *source)
 {
-	((AppendSource *) source)->next = 0;
+	AppendSource *own = (AppendSource *) source;
+
+	own->next = own->first;
 }
 
 static bool
@@ -127,7 +130,7 @@ static void
 apply_one(const Projection *projection, const AppendBatch *append)
 {
 	AppendSource own = {{0}};
-	Applied		applied;
+	Applied		applied = {0};
 
 	own.source.next = next_appended;
 	own.source.rewind = rewind_appended;
@@ -138,6 +141,7 @@ apply_one(const Projection *projection, const AppendBatch *append)
 										ALLOCSET_SMALL_SIZES);
 	do
 	{
+		own.first = own.next;
 		apply_batch(projection, &own.source, PG_INT64_MAX, &applied);
 	} while (!applied.ended);
 	MemoryContextDelete(own.context);

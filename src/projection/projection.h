@@ -41,7 +41,10 @@ typedef struct Projection
 	bool		by_type;
 	NameList	types;
 	char	   *owner;
+	Oid			owner_id;		/* in the cluster of that identifier */
+	uint64		cluster_id;
 	char	   *search_path;
+	char	   *time_zone;
 	bool		paused;
 	NameList	tables;			/* that the handler writes */
 	int32		rebuilds;		/* the projection that it is a rebuild of; 0: none */
@@ -80,13 +83,14 @@ struct EventSource
 {
 	/* the next one: columns of recorded_event, good until the next call */
 	bool		(*next) (EventSource *source, Datum *values, bool *nulls);
-	/* begins again; NULL: it cannot; those of an append can */
+	/* begins again with the batch; NULL: it cannot; those of an append can */
 	void		(*rewind) (EventSource *source);
 };
 
 /* what has been applied */
 typedef struct Applied
 {
+	TimestampTz until;			/* asked for: where events are handled one by one, no longer; 0: all */
 	int64		count;
 	int64		position;		/* of the last event */
 	bool		ended;			/* there was no further one */
@@ -100,6 +104,7 @@ extern text *projection_name_argument(FunctionCallInfo fcinfo, int n);
 extern void projection_guard(const char *what);
 extern bool projection_find(text *name, Projection *projection);
 extern void projection_read(text *name, Projection *projection);
+extern void projection_read_latest(text *name, Projection *projection);
 extern bool projection_read_id(int32 id, Projection *projection);
 extern void projection_read_locked(text *name, Projection *projection);
 extern bool projection_read_twin(int32 id, Projection *twin);
@@ -110,6 +115,7 @@ extern void projection_void_lists(void);
 extern bool projection_keep_appenders_out(bool wait);
 extern bool projection_lock(int32 id, bool wait);
 extern void projection_unlock(int32 id);
+extern void projection_lock_keys(int32 id, bool all);
 extern void projection_lock_key(int32 id, const char *key, int len);
 extern void projection_write_checkpoint(Projection *projection, const Applied *applied);
 extern void projection_write_error(Projection *projection, const ErrorData *error,
@@ -140,6 +146,7 @@ extern void apply_check(const Projection *projection);
 extern void apply_batch(const Projection *projection, EventSource *source,
 						int64 max_count, Applied *applied);
 extern bool apply_is_running(int32 id);
+extern void apply_forget(int32 id);
 extern bool apply_is_replaying(void);
 extern Datum apply_live(const Projection *projection, EventSource *source, text *wanted,
 						bool *isnull);

@@ -7,9 +7,14 @@ ALTER SEQUENCE event_store.projection_id OWNER TO @extowner@;
 COMMENT ON SEQUENCE event_store.projection_id IS 'ids of projections';
 SELECT pg_extension_config_dump('event_store.projection_id', '');
 
+CREATE SEQUENCE event_store.projection_revision;
+ALTER SEQUENCE event_store.projection_revision OWNER TO @extowner@;
+COMMENT ON SEQUENCE event_store.projection_revision IS 'revisions of projections: each is used once, even if its transaction rolls back';
+SELECT pg_extension_config_dump('event_store.projection_revision', '');
+
 CREATE TABLE event_store.projection (
 	id				int NOT NULL DEFAULT nextval('event_store.projection_id'),
-	revision		bigint NOT NULL DEFAULT 1,
+	revision		bigint NOT NULL DEFAULT nextval('event_store.projection_revision'),
 	name			text COLLATE "C" NOT NULL,
 	kind			text NOT NULL,
 	mode			text NOT NULL,
@@ -18,7 +23,10 @@ CREATE TABLE event_store.projection (
 	categories		text[],
 	types			text[],
 	owner			text NOT NULL,
+	owner_id		oid NOT NULL,
+	cluster_id		bigint NOT NULL,
 	search_path		text NOT NULL,
+	time_zone		text NOT NULL,
 	paused			boolean NOT NULL DEFAULT false,
 	batch_events	int NOT NULL,
 	batch_size		int NOT NULL,
@@ -39,7 +47,7 @@ CREATE TABLE event_store.projection (
 ALTER TABLE event_store.projection OWNER TO @extowner@;
 COMMENT ON TABLE event_store.projection IS 'read models: what they are made of, and how; see the view projections';
 COMMENT ON COLUMN event_store.projection.id IS 'what the tables of projections carry in place of the name';
-COMMENT ON COLUMN event_store.projection.revision IS 'rises with each change of the row';
+COMMENT ON COLUMN event_store.projection.revision IS 'another one after each change of the row';
 COMMENT ON COLUMN event_store.projection.name IS 'the projection''s name';
 COMMENT ON COLUMN event_store.projection.kind IS 'what the handler is: set, event, fold, matview';
 COMMENT ON COLUMN event_store.projection.mode IS 'when it runs: async, inline, live';
@@ -48,7 +56,10 @@ COMMENT ON COLUMN event_store.projection.key IS 'of a fold: the expression over 
 COMMENT ON COLUMN event_store.projection.categories IS 'categories that it reads; NULL: all';
 COMMENT ON COLUMN event_store.projection.types IS 'types that it reads; NULL: all';
 COMMENT ON COLUMN event_store.projection.owner IS 'the role that the handler runs as: who created it';
+COMMENT ON COLUMN event_store.projection.owner_id IS 'that role''s oid, which no role that gets its name later has';
+COMMENT ON COLUMN event_store.projection.cluster_id IS 'in this cluster: pg_control_system().system_identifier; in another one the name counts';
 COMMENT ON COLUMN event_store.projection.search_path IS 'and the search_path that it has';
+COMMENT ON COLUMN event_store.projection.time_zone IS 'and the time zone';
 COMMENT ON COLUMN event_store.projection.paused IS 'whether refreshes do nothing';
 COMMENT ON COLUMN event_store.projection.batch_events IS 'events that are applied at once, at most';
 COMMENT ON COLUMN event_store.projection.batch_size IS 'and kilobytes of events, or of states, after which a batch ends';
@@ -135,14 +146,14 @@ COMMENT ON COLUMN event_store.projection_failure.context IS 'its context';
 COMMENT ON COLUMN event_store.projection_failure.failed_at IS 'when it failed last';
 SELECT pg_extension_config_dump('event_store.projection_failure', '');
 
--- A partition for each fold that stores states: projection_state_<id>.
+-- A partition for each fold that stores states: projection_state_<id>, with a key of
+-- its own. One of the whole would be made for it a second time when a dump is restored.
 CREATE TABLE event_store.projection_state (
 	projection_id	int NOT NULL,
 	key				text COLLATE "C" NOT NULL,
 	state			jsonb,
 	version			int NOT NULL,
-	position		bigint NOT NULL,
-	CONSTRAINT projection_state_pkey PRIMARY KEY (projection_id, key)
+	position		bigint NOT NULL
 ) PARTITION BY LIST (projection_id);
 ALTER TABLE event_store.projection_state OWNER TO @extowner@;
 COMMENT ON TABLE event_store.projection_state IS 'the states of folds, a partition for each projection; see the view projection_states';
@@ -176,7 +187,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_create_pr
 REVOKE ALL ON FUNCTION event_store.create_projection(text, text, text, text, text[], text[], text, bigint, text, int, interval, float8, interval, int, int, interval, text[]) FROM PUBLIC;
 ALTER FUNCTION event_store.create_projection(text, text, text, text, text[], text[], text, bigint, text, int, interval, float8, interval, int, int, interval, text[]) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.create_projection(text, text, text, text, text[], text[], text, bigint, text, int, interval, float8, interval, int, int, interval, text[]) IS
-'create_projection(name, kind, handler, mode = async, categories = NULL, types = NULL, key = NULL, start_after = 0, on_error = stop, max_attempts = 5, first_delay = 1 s, delay_factor = 2, max_delay = 5 min, batch_events = 10000, batch_size = 16384 kB, refresh_every = 0 s, tables = NULL) -> bigint: makes a read model that is kept up to date with the events of some categories and types (NULL: all); returns where it begins. kind and handler: set, one or more SQL statements that see a batch of events as the relation new_events, with the columns of recorded_event; event, the name of a function that takes a recorded_event, and is called for each; fold, the name of a function f(state jsonb, event recorded_event) returning jsonb, or a built-in fold, whose states the extension stores by stream, or by key, an SQL expression over the columns of an event (NULL: the event has none); matview, the name of a materialized view, which is refreshed when there are such events, CONCURRENTLY if it can be, at most once per refresh_every. mode: async, by refresh_projection() or the worker, in batches of at most batch_events events and about batch_size kilobytes; inline, in the transaction that appends, after all that is there has been applied in this one, for which appends wait (only the owner of the store may, not for a matview); live, at each projection_state() (only for a fold). Effect and checkpoint commit together. The handler runs as the role that calls this, with its search_path, in a restricted context (no temporary tables, no SET ROLE). start_after: the position after which it begins; NULL: the settled end. on_error: an event that fails is tried again, up to max_attempts times, after first_delay, which grows by delay_factor to max_delay; then the projection stops, or skips it (see projection_failures). tables: the tables that a handler of kind set or event writes, which rebuild_projection() has to know; it must own them, and name them without a schema. Needs SELECT on the view events. Raises VE002 for an invalid argument, VE011 if the name is taken, 42883 if there is no such function, and the errors of a handler that cannot be prepared.';
+'create_projection(name, kind, handler, mode = async, categories = NULL, types = NULL, key = NULL, start_after = 0, on_error = stop, max_attempts = 5, first_delay = 1 s, delay_factor = 2, max_delay = 5 min, batch_events = 10000, batch_size = 16384 kB, refresh_every = 0 s, tables = NULL) -> bigint: makes a read model that is kept up to date with the events of some categories and types (NULL: all); returns where it begins. kind and handler: set, one or more SQL statements that see a batch of events as the relation new_events, with the columns of recorded_event; event, the name of a function that takes a recorded_event, and is called for each; fold, the name of a function f(state jsonb, event recorded_event) returning jsonb, or a built-in fold, whose states the extension stores by stream, or by key, an SQL expression over the columns of an event (NULL: the event has none); matview, the name of a materialized view, which is refreshed when there are such events, CONCURRENTLY if it can be, at most once per refresh_every. mode: async, by refresh_projection() or the worker, in batches of at most batch_events events and about batch_size kilobytes; inline, in the transaction that appends, after all that is there has been applied in this one, for which appends wait (only the owner of the store may, in READ COMMITTED, in a transaction that has not appended; not for a matview); live, at each projection_state() (only for a fold). Effect and checkpoint commit together. The handler runs as the role that calls this, with its search_path and time zone (DateStyle and the like are as they are by default), in a restricted context (no temporary tables, no SET ROLE, no deferred constraints). The owner of the store must have the privileges of that role, for it can make others use them. start_after: the position after which it begins; NULL: the settled end. on_error: an event that fails is tried again, up to max_attempts times, after first_delay, which grows by delay_factor to max_delay; then the projection stops, or skips it (see projection_failures). tables: the tables that a handler of kind set or event writes, which rebuild_projection() has to know; it must own them, and name them without a schema. Needs SELECT on the view events. Raises VE002 for an invalid argument, VE011 if the name is taken, 42883 if there is no such function, and the errors of a handler that cannot be prepared.';
 
 CREATE FUNCTION event_store.alter_projection(
 	name text,
@@ -196,7 +207,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_alter_pro
 REVOKE ALL ON FUNCTION event_store.alter_projection(text, text, text, text, int, interval, float8, interval, int, int, interval, text[]) FROM PUBLIC;
 ALTER FUNCTION event_store.alter_projection(text, text, text, text, int, interval, float8, interval, int, int, interval, text[]) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.alter_projection(text, text, text, text, int, interval, float8, interval, int, int, interval, text[]) IS
-'alter_projection(name, handler = NULL, mode = NULL, on_error = NULL, max_attempts = NULL, first_delay = NULL, delay_factor = NULL, max_delay = NULL, batch_events = NULL, batch_size = NULL, refresh_every = NULL, tables = NULL) -> void: alters a projection; NULL leaves as it is (an empty array of tables: they are not known). A new handler goes on from the checkpoint: what has been applied stays as it was applied. mode: async or inline, with nothing skipped or repeated; appends wait meanwhile, so let it catch up first; not in a transaction that has appended. Waits for who refreshes it. Only its owner, or the owner of the store, may; another handler only its owner. Raises VE002 for an invalid argument, VE010 if there is none of that name, VE012 if it cannot become inline because an event fails.';
+'alter_projection(name, handler = NULL, mode = NULL, on_error = NULL, max_attempts = NULL, first_delay = NULL, delay_factor = NULL, max_delay = NULL, batch_events = NULL, batch_size = NULL, refresh_every = NULL, tables = NULL) -> void: alters a projection; NULL leaves as it is (an empty array of tables: they are not known). A new handler goes on from the checkpoint: what has been applied stays as it was applied. mode: async or inline, with nothing skipped or repeated; appends wait meanwhile, so let it catch up first; not in a transaction that has appended, and to inline only in READ COMMITTED. One that becomes inline is no longer paused. Waits for who refreshes it. Only its owner, or the owner of the store, may; another handler only its owner. Raises VE002 for an invalid argument, VE010 if there is none of that name, VE012 if it cannot become inline because an event fails.';
 
 CREATE FUNCTION event_store.drop_projection(name text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_drop_projection';
@@ -210,14 +221,14 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_pause_pro
 REVOKE ALL ON FUNCTION event_store.pause_projection(text) FROM PUBLIC;
 ALTER FUNCTION event_store.pause_projection(text) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.pause_projection(text) IS
-'pause_projection(name) -> void: from now on refreshes of the projection do nothing. Waits for who refreshes it. Raises VE002 if it is not asynchronous, VE010 if there is none of that name.';
+'pause_projection(name) -> void: from now on refreshes of the projection do nothing. Waits for who refreshes it. Only its owner, or the owner of the store, may. Raises VE002 if it is not asynchronous, VE010 if there is none of that name.';
 
 CREATE FUNCTION event_store.resume_projection(name text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_resume_projection';
 REVOKE ALL ON FUNCTION event_store.resume_projection(text) FROM PUBLIC;
 ALTER FUNCTION event_store.resume_projection(text) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.resume_projection(text) IS
-'resume_projection(name) -> void: ends a pause; a projection that has stopped at an event, or waits to try it again, does so at once, with its attempts counted anew. Raises VE002 if it is not asynchronous, VE010 if there is none of that name.';
+'resume_projection(name) -> void: ends a pause; a projection that has stopped at an event, or waits to try it again, does so at once, with its attempts counted anew. Only its owner, or the owner of the store, may. Raises VE002 if it is not asynchronous, VE010 if there is none of that name.';
 
 CREATE FUNCTION event_store.rebuild_projection(
 	name text,

@@ -569,12 +569,12 @@ rebuild_switch(Projection *twin, bool wait)
 	values[1] = Int32GetDatum(twin->id);
 	values[2] = PointerGetDatum(cstring_to_text(served.name));
 	run("UPDATE event_store.projection AS p SET name = p.name || ' (old)', rebuilds = $2, paused = true,"
-		" mode = 'async', revision = p.revision + 1, search_path = (SELECT t.search_path"
+		" mode = 'async', revision = pg_catalog.nextval('event_store.projection_revision'), search_path = (SELECT t.search_path"
 		" FROM event_store.projection AS t WHERE t.id = $2), keep_old = false"
 		" WHERE p.id = $1", 3, types, values);
 	values[2] = PointerGetDatum(cstring_to_text(served.search_path));
 	run("UPDATE event_store.projection AS p SET rebuilds = NULL, paused = false, mode = $3,"
-		" revision = p.revision + 1 WHERE p.id = $2", 3, types,
+		" revision = pg_catalog.nextval('event_store.projection_revision') WHERE p.id = $2", 3, types,
 		(Datum[]) {values[0], values[1], PointerGetDatum(cstring_to_text(
 			served.mode == PROJECTION_INLINE ? "inline" : "async"))});
 	run("UPDATE event_store.projection AS p SET name = left(p.name, -length(' (new)')),"
@@ -631,10 +631,12 @@ event_store_rebuild_projection(PG_FUNCTION_ARGS)
 	static const char *const sql =
 		"WITH made AS (INSERT INTO event_store.projection AS p (name, kind, handler, mode, categories,"
 		" types, key, on_error, max_attempts, first_delay, delay_factor, max_delay, batch_events,"
-		" batch_size, refresh_every, owner, search_path, tables, rebuilds, keep_old)"
+		" batch_size, refresh_every, owner, owner_id, cluster_id, time_zone, search_path, tables,"
+		" rebuilds, keep_old)"
 		" SELECT o.name || ' (new)', o.kind, coalesce($2, o.handler), 'async', o.categories, o.types, o.key,"
 		" o.on_error, o.max_attempts, o.first_delay, o.delay_factor, o.max_delay, o.batch_events,"
-		" o.batch_size, o.refresh_every, o.owner, o.search_path, o.tables, o.id, $3"
+		" o.batch_size, o.refresh_every, o.owner, o.owner_id, o.cluster_id, o.time_zone, o.search_path, o.tables,"
+		" o.id, $3"
 		" FROM event_store.projection AS o WHERE o.id = $1 RETURNING p.id)"
 		" INSERT INTO event_store.projection_checkpoint"
 		" (projection_id, version, position, applied, applied_at, rate)"

@@ -133,10 +133,15 @@ trouble_of(const ErrorData *error)
 	{
 		case ERRCODE_TRANSACTION_ROLLBACK:
 			return IsolationUsesXactSnapshot() ? TROUBLE_CALLER : TROUBLE_PASSES;
-		case ERRCODE_INSUFFICIENT_RESOURCES:
-			return TROUBLE_PASSES;
 		case ERRCODE_OPERATOR_INTERVENTION:
-			return TROUBLE_CALLER;
+			/* a handler can raise it, too */
+			return error->funcname != NULL && strcmp(error->funcname, "ProcessInterrupts") == 0 ?
+				TROUBLE_CALLER : TROUBLE_EVENT;
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+		case ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION:
+		case ERRCODE_INVALID_SCHEMA_NAME:
+			/* what the handler wants is not there, whatever the event */
+			return TROUBLE_PASSES;
 		default:
 			return error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
 				error->sqlerrcode == ERRCODE_VE_PROJECTION_FAILED ? TROUBLE_PASSES : TROUBLE_EVENT;
@@ -229,7 +234,7 @@ event_failed(Projection *projection, ErrorData *error, int64 position)
 			 error->detail ? errdetail_internal("%s", error->detail) : 0));
 	if (last && projection->skips)
 	{
-		Applied		over = {0, position, false};
+		Applied		over = {.position = position};
 
 		projection_write_dead(projection, error, position);
 		projection_clear_error(projection);
@@ -267,7 +272,7 @@ find_failed(Projection *projection, ErrorData *error, Applied *failed, int64 *to
 
 	while (count > 1)
 	{
-		Applied		applied;
+		Applied		applied = {0};
 		ErrorData  *next;
 		int64		mark;
 
@@ -295,7 +300,7 @@ find_failed(Projection *projection, ErrorData *error, Applied *failed, int64 *to
 	}
 	if (count == 1)
 	{
-		Applied		applied;
+		Applied		applied = {0};
 		ErrorData  *next;
 		int64		mark;
 
@@ -354,7 +359,7 @@ refresh_run(Projection *projection, int64 max_count, TimestampTz until, int64 *t
 	while (more && *total < max_count && (until == 0 || GetCurrentTimestamp() < until))
 	{
 		int64		count = Min(max_count - *total, projection->batch_events);
-		Applied		applied = {0};
+		Applied		applied = {.until = until};
 		int64		mark = 0;
 		ErrorData  *error;
 
@@ -647,7 +652,7 @@ has_passed(text *name, int64 position)
 	bool		nulls[RE_NATTS];
 	bool		passed;
 
-	projection_read(name, &projection);
+	projection_read_latest(name, &projection);
 	if (projection.mode != PROJECTION_ASYNC || projection.position >= position)
 		return true;
 	if (projection.stopped)
@@ -656,8 +661,8 @@ has_passed(text *name, int64 position)
 				 errmsg("projection \"%s\" has stopped at position %lld", projection.name,
 						(long long) projection.failed_position),
 				 errhint("See event_store.projections for the error; resume_projection() lets it try again.")));
-	/* of what lies between, nothing may be of its filter */
-	if (settled_mark() < position)
+	/* of what lies between, nothing may be of its filter; an old snapshot would not show it */
+	if (settled_mark() < position || IsolationUsesXactSnapshot())
 		return false;
 	open_log(&log, &projection, projection.position, true);
 	passed = !log.source.next(&log.source, values, nulls) ||
