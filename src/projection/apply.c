@@ -8,7 +8,8 @@
  *
  * What is prepared of a handler (a plan, a function's look-up, an expression) is
  * kept in the backend by the projection's id, for one revision of its row, and
- * until any function is altered or dropped.
+ * until any function, or a table that the plan is about, is altered or dropped:
+ * that it cannot be prepared any more must not be put down to an event.
  *
  * - set: the events are put into a tuplestore, which the statements see as the
  *	 relation new_events (an ephemeral named relation, as the transition tables
@@ -480,7 +481,8 @@ get_handler(const Projection *projection)
 	}
 	if (found && handler->context != NULL && handler->revision == projection->revision &&
 		handler->generation == generation && handler->functions == functions &&
-		handler->owner == GetUserId())
+		handler->owner == GetUserId() &&
+		(handler->plan == NULL || SPI_plan_is_valid(handler->plan)))
 	{
 		/* a call that failed does not go on */
 		if (handler->fold != NULL && !is_among(running->outer, projection->id))
@@ -642,17 +644,9 @@ apply_event(const Projection *projection, Handler *handler, EventSource *source,
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "event_store event",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext saved = CurrentMemoryContext;
-	FmgrInfo   *function = &handler->function;
-	FmgrInfo	inner;
 	Datum		values[RE_NATTS];
 	bool		nulls[RE_NATTS];
 
-	/* a function that comes back to itself by an append: what it keeps in a look-up is in use */
-	if (is_among(running->outer, projection->id))
-	{
-		fmgr_info_cxt(handler->function.fn_oid, &inner, CurrentMemoryContext);
-		function = &inner;
-	}
 	while (applied->count < max_count)
 	{
 		LOCAL_FCINFO(call, 1);
@@ -668,7 +662,7 @@ apply_event(const Projection *projection, Handler *handler, EventSource *source,
 		running->values = values;
 		applied->position = DatumGetInt64(values[RE_POSITION]);
 		MemoryContextSwitchTo(context);
-		InitFunctionCallInfoData(*call, function, 1, InvalidOid, NULL, NULL);
+		InitFunctionCallInfoData(*call, &handler->function, 1, InvalidOid, NULL, NULL);
 		call->args[0].value = HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
 		call->args[0].isnull = false;
 		(void) FunctionCallInvoke(call);

@@ -795,8 +795,8 @@ check_settings(FunctionCallInfo fcinfo, int first)
 					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 					 errmsg("%s is out of range", settings[i].name),
 					 settings[i].type == INTERVALOID ?
-					 errdetail("It can be %g to %g seconds.", settings[i].low, settings[i].high) :
-					 errdetail("It can be %g to %g.", settings[i].low, settings[i].high)));
+					 errdetail("It can be %.0f to %.0f seconds.", settings[i].low, settings[i].high) :
+					 errdetail("It can be %.0f to %.0f.", settings[i].low, settings[i].high)));
 	}
 }
 

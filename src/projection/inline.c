@@ -4,8 +4,12 @@
  *
  * The hook of appends gives each inline projection the events of its filter, as
  * they have just been written.  An error aborts the append, and its context names
- * the projection.  A handler may append itself; then the hook is called for that,
- * before it goes on.
+ * the projection.
+ *
+ * A handler may append itself.  What it appends is applied when all projections have
+ * had what came before, still within the first append: applied at once it
+ * would come to the others, and to the rest of the handler's own batch, before
+ * earlier events of the same stream.
  *
  * Events of a stream come in their order, since an appender has the stream locked to
  * the end of its transaction.  The events of different streams come in the order
@@ -13,7 +17,10 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
+#include "nodes/pg_list.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -23,8 +30,8 @@
 #include "position/position.h"
 #include "projection/projection.h"
 
-/* appends of handlers inside of each other */
-#define MAX_DEPTH	32
+/* appends of handlers that follow from each other */
+#define MAX_GENERATIONS	32
 
 /* the events of an append that a projection wants */
 typedef struct AppendSource
@@ -39,7 +46,22 @@ typedef struct AppendSource
 	pg_uuid_t	made_id;
 } AppendSource;
 
-static int	depth = 0;
+/* an append of a handler */
+typedef struct Queued
+{
+	AppendBatch *append;		/* NULL: it was rolled back */
+	SubTransactionId subtransaction;	/* that it was made in */
+	int			generation;		/* 1: its handler had what was appended first */
+} Queued;
+
+/* while an append is applied: those that its handlers have made */
+static struct
+{
+	bool		working;
+	int			generation;		/* of what is being applied */
+	List	   *entries;
+	MemoryContext context;
+}			queue;
 
 static bool
 is_among(const NameList *list, const char *name, int len)
@@ -147,45 +169,148 @@ apply_one(const Projection *projection, const AppendBatch *append)
 	MemoryContextDelete(own.context);
 }
 
-/*
- * The list of inline projections may be built anew while a handler runs, so what is
- * worked on is a copy.
- */
+/* Applies an append to all that want it. */
 static void
-apply_inline(const AppendBatch *append)
+apply_to_all(const AppendBatch *append)
 {
 	int			count;
 	Projection *list = projection_inline_list(&count);
-	Projection *wanted;
+	Projection *wanted = palloc(sizeof(Projection) * Max(count, 1));
 	int			n = 0;
 
-	if (likely(count == 0))
-		return;
-	wanted = palloc(sizeof(Projection) * count);
+	/* the list may be built anew while a handler runs */
 	for (int i = 0; i < count; i++)
 		if (any_wanted(&list[i], append))
 			projection_copy(&wanted[n++], &list[i]);
-	if (depth >= MAX_DEPTH && n > 0)
+	for (int i = 0; i < n; i++)
+		apply_one(&wanted[i], append);
+	pfree(wanted);
+}
+
+/* A copy of an append, as far as projections read it. */
+static AppendBatch *
+copy_append(const AppendBatch *append)
+{
+	AppendBatch *copy = palloc0(sizeof(AppendBatch));
+
+	copy->recorded_at = append->recorded_at;
+	copy->nstreams = append->nstreams;
+	copy->streams = palloc0(sizeof(StreamInput) * Max(append->nstreams, 1));
+	for (int i = 0; i < append->nstreams; i++)
+	{
+		copy->streams[i].len = append->streams[i].len;
+		copy->streams[i].name = pnstrdup(append->streams[i].name, append->streams[i].len);
+	}
+	copy->nevents = append->nevents;
+	copy->events = palloc(sizeof(EventInput) * Max(append->nevents, 1));
+	memcpy(copy->events, append->events, sizeof(EventInput) * append->nevents);
+	for (int i = 0; i < append->nevents; i++)
+	{
+		EventInput *event = &copy->events[i];
+
+		event->type = pnstrdup(event->type, event->type_len);
+		if (event->source != NULL)
+			event->source = pnstrdup(event->source, event->source_len);
+		event->data = datumCopy(event->data, false, -1);
+		event->metadata = datumCopy(event->metadata, false, -1);
+		if (event->has_correlation_id)
+			event->correlation_id = datumCopy(event->correlation_id, false, -1);
+	}
+	return copy;
+}
+
+/* Puts an append of a handler behind those that are waiting already. */
+static void
+put_in_queue(const AppendBatch *append)
+{
+	MemoryContext saved;
+	Queued	   *entry;
+
+	if (queue.generation >= MAX_GENERATIONS)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_PROJECTION_FAILED),
-				 errmsg("handlers of inline projections append events inside of each other without an end"),
-				 errdetail("The limit is %d.", MAX_DEPTH)));
-	depth++;
+				 errmsg("handlers of inline projections append events for each other without an end"),
+				 errdetail("The limit is %d.", MAX_GENERATIONS)));
+	saved = MemoryContextSwitchTo(queue.context);
+	entry = palloc(sizeof(Queued));
+	entry->append = copy_append(append);
+	entry->subtransaction = GetCurrentSubTransactionId();
+	entry->generation = queue.generation + 1;
+	queue.entries = lappend(queue.entries, entry);
+	MemoryContextSwitchTo(saved);
+}
+
+/* What a handler has taken back is not applied. */
+static void
+subtransaction_ended(SubXactEvent event, SubTransactionId id, SubTransactionId parent, void *arg)
+{
+	ListCell   *cell;
+
+	if (event != SUBXACT_EVENT_ABORT_SUB || !queue.working)
+		return;
+	foreach(cell, queue.entries)
+	{
+		Queued	   *entry = lfirst(cell);
+
+		/* of it, or of one within it, which is younger and may have ended */
+		if (entry->subtransaction >= id)
+			entry->append = NULL;
+	}
+}
+
+static bool
+is_wanted_by_any(const AppendBatch *append)
+{
+	int			count;
+	Projection *list = projection_inline_list(&count);
+
+	for (int i = 0; i < count; i++)
+		if (any_wanted(&list[i], append))
+			return true;
+	return false;
+}
+
+static void
+apply_inline(const AppendBatch *append)
+{
+	if (likely(!is_wanted_by_any(append)))
+		return;
+	if (queue.working)
+	{
+		put_in_queue(append);
+		return;
+	}
+	queue.working = true;
+	queue.generation = 0;
+	queue.entries = NIL;
+	queue.context = AllocSetContextCreate(CurrentMemoryContext, "event_store appends of handlers",
+										  ALLOCSET_SMALL_SIZES);
 	PG_TRY();
 	{
-		for (int i = 0; i < n; i++)
-			apply_one(&wanted[i], append);
+		apply_to_all(append);
+		/* it grows meanwhile */
+		for (int i = 0; i < list_length(queue.entries); i++)
+		{
+			Queued	   *entry = list_nth(queue.entries, i);
+
+			if (entry->append == NULL)
+				continue;
+			queue.generation = entry->generation;
+			apply_to_all(entry->append);
+		}
 	}
 	PG_FINALLY();
 	{
-		depth--;
+		queue.working = false;
+		queue.entries = NIL;
 	}
 	PG_END_TRY();
-	pfree(wanted);
+	MemoryContextDelete(queue.context);
 }
 
 void
 inline_init(void)
 {
 	append_add_hook(apply_inline);
+	RegisterSubXactCallback(subtransaction_ended, NULL);
 }
