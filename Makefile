@@ -40,7 +40,12 @@ OBJS = \
 	src/subscription/breaker.o \
 	src/subscription/ack.o \
 	src/subscription/poll.o \
-	src/subscription/manage.o
+	src/subscription/manage.o \
+	src/snapshot/save.o \
+	src/snapshot/policy.o \
+	src/snapshot/state.o \
+	src/snapshot/load.o \
+	src/snapshot/take.o
 
 # The install script, part by part in order of dependency: the table of
 # contents of the architecture.
@@ -50,7 +55,8 @@ SQL_PARTS = \
 	src/stream/stream.sql \
 	src/notification/notification.sql \
 	src/worker/worker.sql \
-	src/subscription/subscription.sql
+	src/subscription/subscription.sql \
+	src/snapshot/snapshot.sql
 
 DATA_built = $(EXTENSION)--$(EXTVERSION).sql
 DOCS = README.md

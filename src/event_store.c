@@ -11,6 +11,7 @@
 #include "common/names.h"
 #include "notification/notification.h"
 #include "position/position.h"
+#include "snapshot/snapshot.h"
 #include "stream/stream.h"
 #include "subscription/subscription.h"
 #include "worker/worker.h"
@@ -31,4 +32,5 @@ _PG_init(void)
 	notify_init();
 	launch_init();
 	delivered_init();
+	snapshot_init();
 }

@@ -50,43 +50,95 @@ PG_FUNCTION_INFO_V1(event_store_find_event);
 PG_FUNCTION_INFO_V1(event_store_last_event);
 PG_FUNCTION_INFO_V1(event_store_trace);
 
-/* a function, and which of its arguments is what */
-typedef struct ReadFunction
-{
-	PGFunction	function;
-	int			nargs;
-	int			max_count;		/* -1: has none */
-	int			backward;		/* -1: has none */
-	bool		by_version;		/* rows come in order of version */
-} ReadFunction;
+/* how many functions can be added to those of readers */
+#define MAX_ADDED	4
 
-static const ReadFunction read_functions[READ_POSITIONS] = {
-	[READ_STREAM] = {event_store_read_stream, 6, 2, 3, true},
-	[READ_CATEGORY] = {event_store_read_category, 5, 2, 4, false},
-	[READ_ALL] = {event_store_read_all, 5, 1, 4, false},
-	[READ_SINCE] = {event_store_events_since, 4, 1, -1, false},
-	[READ_EVENT_ID] = {event_store_find_event, 2, -1, -1, false},
-	[READ_LAST] = {event_store_last_event, 2, -1, -1, false},
-	[READ_TRACE] = {event_store_trace, 2, 1, -1, false},
+/* by ReadKind; those behind READ_POSITIONS were added */
+static ReadFunction read_functions[READ_POSITIONS + MAX_ADDED] = {
+	[READ_STREAM] = {"read_stream", event_store_read_stream, 6, 2, 3, true},
+	[READ_CATEGORY] = {"read_category", event_store_read_category, 5, 2, 4, false},
+	[READ_ALL] = {"read_all", event_store_read_all, 5, 1, 4, false},
+	[READ_SINCE] = {"events_since", event_store_events_since, 4, 1, -1, false},
+	[READ_EVENT_ID] = {"find_event", event_store_find_event, 2, -1, -1, false},
+	[READ_LAST] = {"last_event", event_store_last_event, 2, -1, -1, false},
+	[READ_TRACE] = {"trace", event_store_trace, 2, 1, -1, false},
 };
+static int	nfunctions = READ_POSITIONS;
+
+void
+scan_add_function(const ReadFunction *function)
+{
+	Assert(nfunctions < READ_POSITIONS + MAX_ADDED);
+	read_functions[nfunctions++] = *function;
+}
+
+/* ----------------------------------------------------------------
+ * Rows
+ * ----------------------------------------------------------------
+ */
+
+static void *
+open_rows(int kind, const Datum *values, const bool *nulls)
+{
+	ReadRequest request;
+
+	if (read_functions[kind].open != NULL)
+		return read_functions[kind].open(values, nulls);
+	read_request(&request, kind, read_functions[kind].nargs, values, nulls);
+	return reader_open(&request);
+}
+
+static bool
+next_row(int kind, void *rows, Datum *values, bool *nulls)
+{
+	if (read_functions[kind].next != NULL)
+		return read_functions[kind].next(rows, values, nulls);
+	return reader_next(rows, values, nulls);
+}
+
+static void
+close_rows(int kind, void *rows)
+{
+	if (read_functions[kind].close != NULL)
+		read_functions[kind].close(rows);
+	else
+		reader_close(rows);
+}
+
+static ReadCounts
+row_counts(int kind, void *rows)
+{
+	if (read_functions[kind].counts != NULL)
+		return read_functions[kind].counts(rows);
+	return reader_counts(rows);
+}
 
 /* ----------------------------------------------------------------
  * As functions
  * ----------------------------------------------------------------
  */
 
-static void
-shutdown_reader(Datum arg)
+/* the rows of a call that returns them one by one */
+typedef struct CallRows
 {
-	reader_close((Reader *) DatumGetPointer(arg));
+	int			kind;
+	void	   *rows;
+} CallRows;
+
+static void
+shutdown_rows(Datum arg)
+{
+	CallRows   *state = (CallRows *) DatumGetPointer(arg);
+
+	close_rows(state->kind, state->rows);
 }
 
 static Datum
-read_rows(FunctionCallInfo fcinfo, ReadKind kind)
+read_rows(FunctionCallInfo fcinfo, int kind)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	FuncCallContext *call;
-	Reader	   *reader;
+	CallRows   *state;
 	Datum		values[RE_NATTS];
 	bool		nulls[RE_NATTS];
 
@@ -94,7 +146,6 @@ read_rows(FunctionCallInfo fcinfo, ReadKind kind)
 	{
 		Datum		arguments[READ_MAX_ARGS];
 		bool		argument_nulls[READ_MAX_ARGS];
-		ReadRequest request;
 		MemoryContext saved;
 		TupleDesc	desc;
 
@@ -114,25 +165,39 @@ read_rows(FunctionCallInfo fcinfo, ReadKind kind)
 				arguments[i] = datumCopy(arguments[i], byval, len);
 			}
 		}
-		read_request(&request, kind, read_functions[kind].nargs,
-					 arguments, argument_nulls);
 		desc = lookup_rowtype_tupdesc_copy(catalog_store()->recorded_event, -1);
 		call->tuple_desc = BlessTupleDesc(desc);
-		call->user_fctx = reader_open(&request);
-		RegisterExprContextCallback(result->econtext, shutdown_reader,
-									PointerGetDatum(call->user_fctx));
+		state = palloc(sizeof(CallRows));
+		state->kind = kind;
+		state->rows = open_rows(kind, arguments, argument_nulls);
+		call->user_fctx = state;
+		RegisterExprContextCallback(result->econtext, shutdown_rows,
+									PointerGetDatum(state));
 		MemoryContextSwitchTo(saved);
 	}
 
 	call = SRF_PERCALL_SETUP();
-	reader = call->user_fctx;
-	if (reader_next(reader, values, nulls))
+	state = call->user_fctx;
+	if (next_row(kind, state->rows, values, nulls))
 		SRF_RETURN_NEXT(call, HeapTupleGetDatum(heap_form_tuple(call->tuple_desc,
 																values, nulls)));
-	UnregisterExprContextCallback(result->econtext, shutdown_reader,
-								  PointerGetDatum(reader));
-	reader_close(reader);
+	UnregisterExprContextCallback(result->econtext, shutdown_rows,
+								  PointerGetDatum(state));
+	close_rows(kind, state->rows);
 	SRF_RETURN_DONE(call);
+}
+
+/* A call of a function that was added. */
+Datum
+scan_rows(FunctionCallInfo fcinfo)
+{
+	int			kind = READ_POSITIONS;
+
+	while (kind < nfunctions && read_functions[kind].function != fcinfo->flinfo->fn_addr)
+		kind++;
+	if (kind == nfunctions)
+		elog(ERROR, "function %u does not read events", fcinfo->flinfo->fn_oid);
+	return read_rows(fcinfo, kind);
 }
 
 Datum
@@ -193,7 +258,7 @@ read_kind(FuncExpr *call)
 	if (!OidIsValid(get_func_support(call->funcid)))
 		return -1;
 	fmgr_info(call->funcid, &info);
-	for (int kind = 0; kind < READ_POSITIONS; kind++)
+	for (int kind = 0; kind < nfunctions; kind++)
 		if (info.fn_addr == read_functions[kind].function &&
 			list_length(call->args) == read_functions[kind].nargs)
 			return kind;
@@ -377,13 +442,12 @@ plan_scan(PlannerInfo *root, RelOptInfo *rel, CustomPath *path,
 typedef struct ReadScanState
 {
 	CustomScanState css;
-	ReadKind	kind;
+	int			kind;			/* of read_functions[] */
 	Oid			function;
 	List	   *arguments;		/* of ExprState */
-	MemoryContext context;		/* of the arguments' values and the reader */
-	Reader	   *reader;
-	ReadRequest request;
-	ReadCounts	counts;			/* of readers that are closed */
+	MemoryContext context;		/* of the arguments' values and the rows */
+	void	   *rows;
+	ReadCounts	counts;			/* of rows that are closed */
 } ReadScanState;
 
 static void begin_scan(CustomScanState *node, EState *estate, int eflags);
@@ -433,7 +497,7 @@ begin_scan(CustomScanState *node, EState *estate, int eflags)
 }
 
 static void
-open_reader(ReadScanState *state)
+open_scan(ReadScanState *state)
 {
 	ExprContext *econtext = state->css.ss.ps.ps_ExprContext;
 	Datum		values[READ_MAX_ARGS];
@@ -451,25 +515,24 @@ open_reader(ReadScanState *state)
 		values[n] = ExecEvalExpr(argument, econtext, &nulls[n]);
 		n++;
 	}
-	read_request(&state->request, state->kind, n, values, nulls);
-	state->reader = reader_open(&state->request);
+	state->rows = open_rows(state->kind, values, nulls);
 	MemoryContextSwitchTo(saved);
 }
 
 static void
-close_reader(ReadScanState *state)
+close_scan(ReadScanState *state)
 {
 	ReadCounts	counts;
 
-	if (state->reader == NULL)
+	if (state->rows == NULL)
 		return;
-	counts = reader_counts(state->reader);
+	counts = row_counts(state->kind, state->rows);
 	state->counts.segments += counts.segments;
 	state->counts.ranges += counts.ranges;
 	state->counts.filtered += counts.filtered;
 	state->counts.mark = counts.mark;
-	reader_close(state->reader);
-	state->reader = NULL;
+	close_rows(state->kind, state->rows);
+	state->rows = NULL;
 }
 
 static TupleTableSlot *
@@ -478,10 +541,10 @@ next_event(ScanState *node)
 	ReadScanState *state = (ReadScanState *) node;
 	TupleTableSlot *slot = node->ss_ScanTupleSlot;
 
-	if (state->reader == NULL)
-		open_reader(state);
+	if (state->rows == NULL)
+		open_scan(state);
 	ExecClearTuple(slot);
-	if (reader_next(state->reader, slot->tts_values, slot->tts_isnull))
+	if (next_row(state->kind, state->rows, slot->tts_values, slot->tts_isnull))
 		ExecStoreVirtualTuple(slot);
 	return slot;
 }
@@ -501,23 +564,19 @@ exec_scan(CustomScanState *node)
 static void
 end_scan(CustomScanState *node)
 {
-	close_reader((ReadScanState *) node);
+	close_scan((ReadScanState *) node);
 }
 
 static void
 rescan_scan(CustomScanState *node)
 {
-	close_reader((ReadScanState *) node);
+	close_scan((ReadScanState *) node);
 	ExecScanReScan(&node->ss);
 }
 
 static void
 explain_scan(CustomScanState *node, List *ancestors, ExplainState *es)
 {
-	static const char *const names[READ_POSITIONS] = {
-		"read_stream", "read_category", "read_all", "events_since",
-		"find_event", "last_event", "trace"
-	};
 	ReadScanState *state = (ReadScanState *) node;
 	ReadRequest request = {0};
 	ReadCounts	counts = state->counts;
@@ -525,7 +584,7 @@ explain_scan(CustomScanState *node, List *ancestors, ExplainState *es)
 	FuncExpr   *call = linitial_node(FuncExpr, scan->custom_exprs);
 
 	/* which index it is depends on which filters are given */
-	request.kind = state->kind;
+	request.kind = state->kind < READ_POSITIONS ? state->kind : READ_STREAM;
 	if (state->kind == READ_CATEGORY)
 		request.by_category = true;
 	else if (state->kind == READ_ALL || state->kind == READ_SINCE)
@@ -536,13 +595,13 @@ explain_scan(CustomScanState *node, List *ancestors, ExplainState *es)
 			if (!IsA(arg, Const) || !((Const *) arg)->constisnull)
 				request.by_category = true;
 		}
-	ExplainPropertyText("Function", names[state->kind], es);
+	ExplainPropertyText("Function", read_functions[state->kind].name, es);
 	ExplainPropertyText("Segment Index", read_index_columns(&request), es);
 	if (!es->analyze)
 		return;
-	if (state->reader != NULL)
+	if (state->rows != NULL)
 	{
-		ReadCounts	open = reader_counts(state->reader);
+		ReadCounts	open = row_counts(state->kind, state->rows);
 
 		counts.segments += open.segments;
 		counts.ranges += open.ranges;

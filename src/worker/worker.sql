@@ -44,11 +44,12 @@ SELECT pg_extension_config_dump('event_store.worker_task_run', '');
 
 CREATE FUNCTION event_store.builtin_tasks(OUT name text, OUT command text, OUT run_every interval)
 RETURNS SETOF record
-LANGUAGE sql IMMUTABLE PARALLEL SAFE ROWS 2
+LANGUAGE sql IMMUTABLE PARALLEL SAFE ROWS 3
 BEGIN ATOMIC
 	VALUES
 		('prepare segments', 'SELECT event_store.prepare_segments()', '10 seconds'::interval),
-		('publish settled position', 'SELECT event_store.publish_settled_position()', '1 second'::interval);
+		('publish settled position', 'SELECT event_store.publish_settled_position()', '1 second'::interval),
+		('take snapshots', 'SELECT event_store.take_snapshots()', '10 seconds'::interval);
 END;
 COMMENT ON FUNCTION event_store.builtin_tasks() IS
 'builtin_tasks() -> setof (name, command, run_every): the tasks that the extension brings along';
