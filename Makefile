@@ -41,6 +41,10 @@ OBJS = \
 	src/subscription/ack.o \
 	src/subscription/poll.o \
 	src/subscription/manage.o \
+	src/projection/merge_patch.o \
+	src/projection/builtin_fold.o \
+	src/projection/fold.o \
+	src/projection/aggregate.o \
 	src/snapshot/save.o \
 	src/snapshot/policy.o \
 	src/snapshot/state.o \
@@ -56,6 +60,7 @@ SQL_PARTS = \
 	src/notification/notification.sql \
 	src/worker/worker.sql \
 	src/subscription/subscription.sql \
+	src/projection/fold.sql \
 	src/snapshot/snapshot.sql
 
 DATA_built = $(EXTENSION)--$(EXTVERSION).sql
@@ -65,7 +70,8 @@ EXTRA_CLEAN = $(DATA_built) results output_iso tmp_check regression.diffs regres
 # common_install leaves what the others use
 REGRESS = common_install stream_append stream_batch stream_append_only \
 	stream_bulk stream_read stream_cost position_segments worker_task subscription_poll \
-	subscription_failure subscription_lease subscription_edges
+	subscription_failure subscription_lease subscription_edges \
+	projection_fold
 REGRESS_OPTS = --inputdir=. --load-extension=plpgsql
 ISOLATION = $(patsubst specs/%.spec,%,$(sort $(wildcard specs/*.spec)))
 ISOLATION_OPTS = --inputdir=. --load-extension=event_store

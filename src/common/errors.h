@@ -25,5 +25,7 @@
 #define ERRCODE_VE_NO_SUBSCRIPTION			MAKE_SQLSTATE('V', 'E', '0', '0', '8')
 /* there is one already */
 #define ERRCODE_VE_SUBSCRIPTION_EXISTS		MAKE_SQLSTATE('V', 'E', '0', '0', '9')
+/* a fold that adds numbers has met another value */
+#define ERRCODE_VE_NOT_A_NUMBER				MAKE_SQLSTATE('V', 'E', '0', '1', '5')
 
 #endif
