@@ -368,7 +368,6 @@ guard(const char *what)
 	PreventCommandDuringRecovery(what);
 	PreventCommandIfReadOnly(what);
 	PreventCommandIfParallelMode(what);
-	catalog_require_read(catalog_store());
 }
 
 static void
