@@ -9,8 +9,11 @@
  * custom scan, which hands out rows as they are read: who stops early does not
  * pay for the rest, and EXPLAIN tells what is read, and by which index.
  *
- * Where a custom scan cannot do (a whole-row reference, WITH ORDINALITY, ROWS
- * FROM, a call in a SELECT list) the functions run as such, row by row.
+ * A reference to the whole row, as for an aggregate over events, is one more
+ * column of the scan, behind those of the event.
+ *
+ * Where a custom scan cannot do (WITH ORDINALITY, ROWS FROM, a call in a SELECT
+ * list) the functions run as such, row by row.
  */
 #include "postgres.h"
 
@@ -346,8 +349,6 @@ add_scan_path(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
 {
 	RangeTblFunction *function;
 	CustomPath *path;
-	Bitmapset  *attributes = NULL;
-	ListCell   *cell;
 	FuncExpr   *call;
 	int			kind;
 
@@ -364,14 +365,6 @@ add_scan_path(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
 	call = (FuncExpr *) function->funcexpr;
 	kind = read_kind(call);
 	if (kind < 0)
-		return;
-
-	/* a whole-row reference wants the composite value */
-	pull_varattnos((Node *) rel->reltarget->exprs, rti, &attributes);
-	foreach(cell, rel->baserestrictinfo)
-		pull_varattnos((Node *) lfirst_node(RestrictInfo, cell)->clause, rti,
-					   &attributes);
-	if (bms_is_member(0 - FirstLowInvalidHeapAttributeNumber, attributes))
 		return;
 
 	path = makeNode(CustomPath);
@@ -392,6 +385,20 @@ add_scan_path(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
 	rel->partial_pathlist = NIL;
 }
 
+/* Is there a reference to the whole row? */
+static bool
+wants_row(RelOptInfo *rel)
+{
+	Bitmapset  *attributes = NULL;
+	ListCell   *cell;
+
+	pull_varattnos((Node *) rel->reltarget->exprs, rel->relid, &attributes);
+	foreach(cell, rel->baserestrictinfo)
+		pull_varattnos((Node *) lfirst_node(RestrictInfo, cell)->clause, rel->relid,
+					   &attributes);
+	return bms_is_member(0 - FirstLowInvalidHeapAttributeNumber, attributes);
+}
+
 static Node *create_scan_state(CustomScan *scan);
 
 static const CustomScanMethods scan_methods = {
@@ -400,7 +407,8 @@ static const CustomScanMethods scan_methods = {
 };
 
 /*
- * The plan's scan tuple is the row of the function.  The call is carried as an
+ * The plan's scan tuple is the row of the function, and the row as a value if
+ * that is wanted.  The call is carried as an
  * expression, for its arguments, and so that the plan depends on the function.
  */
 static Plan *
@@ -430,6 +438,13 @@ plan_scan(PlannerInfo *root, RelOptInfo *rel, CustomPath *path,
 														  false));
 	}
 	ReleaseTupleDesc(desc);
+	if (wants_row(rel))
+		scan->custom_scan_tlist =
+			lappend(scan->custom_scan_tlist,
+					makeTargetEntry((Expr *) makeVar(rel->relid, InvalidAttrNumber,
+													 exprType(function->funcexpr), -1,
+													 InvalidOid, 0),
+									RE_NATTS + 1, pstrdup("event"), false));
 	scan->methods = &scan_methods;
 	return &scan->scan.plan;
 }
@@ -448,6 +463,7 @@ typedef struct ReadScanState
 	MemoryContext context;		/* of the arguments' values and the rows */
 	void	   *rows;
 	ReadCounts	counts;			/* of rows that are closed */
+	TupleDesc	row_desc;		/* of the row as a value; NULL: not wanted */
 } ReadScanState;
 
 static void begin_scan(CustomScanState *node, EState *estate, int eflags);
@@ -491,6 +507,8 @@ begin_scan(CustomScanState *node, EState *estate, int eflags)
 		aclcheck_error(acl, OBJECT_FUNCTION, get_func_name(call->funcid));
 	InvokeFunctionExecuteHook(call->funcid);
 	state->arguments = ExecInitExprList(call->args, &node->ss.ps);
+	if (list_length(scan->custom_scan_tlist) > RE_NATTS)
+		state->row_desc = lookup_rowtype_tupdesc_copy(call->funcresulttype, -1);
 	state->context = AllocSetContextCreate(estate->es_query_cxt,
 										   "event_store scan",
 										   ALLOCSET_DEFAULT_SIZES);
@@ -544,9 +562,20 @@ next_event(ScanState *node)
 	if (state->rows == NULL)
 		open_scan(state);
 	ExecClearTuple(slot);
-	if (next_row(state->kind, state->rows, slot->tts_values, slot->tts_isnull))
-		ExecStoreVirtualTuple(slot);
-	return slot;
+	if (!next_row(state->kind, state->rows, slot->tts_values, slot->tts_isnull))
+		return slot;
+	if (state->row_desc != NULL)
+	{
+		MemoryContext saved =
+			MemoryContextSwitchTo(node->ps.ps_ExprContext->ecxt_per_tuple_memory);
+
+		slot->tts_values[RE_NATTS] =
+			HeapTupleGetDatum(heap_form_tuple(state->row_desc, slot->tts_values,
+											  slot->tts_isnull));
+		slot->tts_isnull[RE_NATTS] = false;
+		MemoryContextSwitchTo(saved);
+	}
+	return ExecStoreVirtualTuple(slot);
 }
 
 static bool
