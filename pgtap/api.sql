@@ -123,7 +123,7 @@ INSERT INTO api VALUES
 	 'fold text, categories text[] DEFAULT NULL::text[], every_events integer DEFAULT 100, every interval DEFAULT NULL::interval, keep integer DEFAULT 3, schema_version integer DEFAULT 1',
 	 'text', 'volatile', 'unsafe', 'c', true),
 	('drop_snapshot_policy', 'fold text', 'boolean', 'volatile', 'unsafe', 'c', true),
-	('take_snapshots', 'max_events bigint DEFAULT 100000', 'bigint', 'volatile', 'unsafe', 'c', true),
+	('take_snapshots', 'max_events bigint DEFAULT 10000', 'bigint', 'volatile', 'unsafe', 'c', true),
 	('stream_version', 'stream text', 'bigint', 'stable', 'restricted', 'c', false),
 	('stream_info',
 	 'stream text, OUT stream text, OUT category text, OUT version integer, OUT created_at timestamp with time zone, OUT first_position bigint, OUT last_position bigint, OUT last_recorded_at timestamp with time zone',

@@ -257,7 +257,9 @@ event_store_set_snapshot_policy(PG_FUNCTION_ARGS)
 	progress[2] = values[5];
 	policy_lock(name);
 	guc_level = plans_connect();
-	(void) plans_execute(&set_progress, progress, progress_nulls);
+	/* another policy begins anew, with what was there before it */
+	if (plans_execute(&set_progress, progress, progress_nulls) > 0)
+		(void) plans_execute(&drop_pending, values, NULL);
 	(void) plans_execute(&set_policy, values, nulls);
 	plans_finish(guc_level);
 	PG_RETURN_TEXT_P(name);

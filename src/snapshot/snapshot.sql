@@ -166,12 +166,12 @@ ALTER FUNCTION event_store.drop_snapshot_policy(text) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.drop_snapshot_policy(text) IS
 'drop_snapshot_policy(fold) -> boolean: drops the policy of a fold, by the name that the view snapshot_policies shows, and the snapshots by that fold with it; whether there was one. Only the owner may. Raises VE002 for NULL.';
 
-CREATE FUNCTION event_store.take_snapshots(max_events bigint DEFAULT 100000) RETURNS bigint
+CREATE FUNCTION event_store.take_snapshots(max_events bigint DEFAULT 10000) RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_take_snapshots';
 REVOKE ALL ON FUNCTION event_store.take_snapshots(bigint) FROM PUBLIC;
 ALTER FUNCTION event_store.take_snapshots(bigint) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.take_snapshots(bigint) IS
-'take_snapshots(max_events = 100000) -> bigint: does what the policies say: for each, looks at the events appended since last time, and takes the snapshots that are due; returns how many. At most max_events events (NULL: all) are looked at, and about as many folded, for each policy; the rest is for the next call. The worker calls it by its task "take snapshots". A fold that fails with a stream does not keep the others from being done (snapshot_policies): the stream is tried again a minute later, then twice as much later each time. Only the owner may. Raises VE002 if max_events is not positive.';
+'take_snapshots(max_events = 10000) -> bigint: does what the policies say: for each, looks at the events appended since last time, and takes the snapshots that are due; returns how many. At most max_events events (NULL: all) are looked at, and about as many folded, for each policy; the rest is for the next call. The worker calls it by its task "take snapshots". A fold that fails with a stream does not keep the others from being done (snapshot_policies): the stream is tried again a minute later, then twice as much later each time. Only the owner may. Raises VE002 if max_events is not positive.';
 
 CREATE VIEW event_store.snapshots AS
 	SELECT DISTINCT ON (n.stream_id, n.fold, n.schema_version, n.version)

@@ -43,6 +43,8 @@ state_fold(text *stream, Fold *fold, int32 schema_version,
 	MemoryContext caller = CurrentMemoryContext;
 	MemoryContext context = AllocSetContextCreate(caller, "event_store state",
 												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext scratch = AllocSetContextCreate(context, "event_store fold step",
+												  ALLOCSET_DEFAULT_SIZES);
 	ReadRequest request;
 	Reader	   *reader;
 	StateKey	key;
@@ -78,6 +80,7 @@ state_fold(text *stream, Fold *fold, int32 schema_version,
 		saved.isnull = true;
 
 	state = fold_begin(fold, saved.state, saved.isnull, context);
+	MemoryContextSwitchTo(scratch);
 	for (;;)
 	{
 		if (!reader_next(reader, values, nulls) ||
@@ -94,6 +97,7 @@ state_fold(text *stream, Fold *fold, int32 schema_version,
 		result->position = DatumGetInt64(values[RE_POSITION]);
 		result->recorded_at = DatumGetTimestampTz(values[RE_RECORDED_AT]);
 		result->folded++;
+		MemoryContextReset(scratch);
 		CHECK_FOR_INTERRUPTS();
 	}
 	reader_close(reader);

@@ -34,7 +34,6 @@
 
 #include "common/catalog.h"
 #include "common/errors.h"
-#include "common/names.h"
 #include "common/plans.h"
 #include "snapshot/snapshot.h"
 #include "stream/stream.h"
@@ -80,22 +79,25 @@ static Statement set_sweep = {
 };
 
 static Statement list_due = {
-	"SELECT n.stream_id FROM event_store.snapshot_pending AS n"
+	"SELECT s.name FROM event_store.snapshot_pending AS n"
+	" JOIN event_store.stream AS s ON s.id = n.stream_id"
 	" WHERE n.fold = $1 AND n.due_at <= $2 ORDER BY n.due_at, n.stream_id LIMIT $3",
 	3, {TEXTOID, TIMESTAMPTZOID, INT8OID}
 };
 
 static Statement forget_stream = {
-	"DELETE FROM event_store.snapshot_pending AS n WHERE n.fold = $1 AND n.stream_id = $2",
-	2, {TEXTOID, INT8OID}
+	"DELETE FROM event_store.snapshot_pending AS n WHERE n.fold = $1"
+	" AND n.stream_id = (SELECT s.id FROM event_store.stream AS s WHERE s.name = $2)",
+	2, {TEXTOID, TEXTOID}
 };
 
 static Statement delay_stream = {
 	"UPDATE event_store.snapshot_pending AS n SET attempts = n.attempts + 1,"
 	" due_at = pg_catalog.clock_timestamp() +"
 	" least(interval '1 minute' * 2 ^ least(n.attempts, 12), interval '1 day')"
-	" WHERE n.fold = $1 AND n.stream_id = $2",
-	2, {TEXTOID, INT8OID}
+	" WHERE n.fold = $1"
+	" AND n.stream_id = (SELECT s.id FROM event_store.stream AS s WHERE s.name = $2)",
+	2, {TEXTOID, TEXTOID}
 };
 
 static Statement count_taken = {
@@ -142,22 +144,22 @@ run(Statement *statement, Datum *values, const char *nulls)
 	return count;
 }
 
-/* The int64 or text values of the first column of what a statement gives. */
-static Datum *
-run_list(Statement *statement, Datum *values, bool by_value, int *count)
+/* The texts in the first column of what a statement gives. */
+static text **
+run_list(Statement *statement, Datum *values, int *count)
 {
 	MemoryContext context = CurrentMemoryContext;
 	int			guc_level = plans_connect();
-	Datum	   *list;
+	text	  **list;
 
 	*count = (int) plans_execute(statement, values, NULL);
-	list = MemoryContextAlloc(context, sizeof(Datum) * Max(*count, 1));
+	list = MemoryContextAlloc(context, sizeof(text *) * Max(*count, 1));
 	for (int i = 0; i < *count; i++)
 	{
 		bool		isnull;
 		Datum		value = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
 
-		list[i] = by_value ? value : SPI_datumTransfer(value, false, -1);
+		list[i] = DatumGetTextPP(SPI_datumTransfer(value, false, -1));
 	}
 	plans_finish(guc_level);
 	return list;
@@ -331,56 +333,49 @@ open_fold(Work *work)
 
 /* Takes the snapshot of a stream.  Returns what it cost, in events. */
 static int64
-take_one(Work *work, int64 stream_id, int64 max_events, int64 *taken)
+take_one(Work *work, text *stream, int64 max_events, int64 *taken)
 {
 	StateBounds bounds = {.until_version = PG_INT32_MAX};
-	StreamNames names = {0};
 	FoldedState state;
 	Datum		values[2];
-	text	   *name;
 
 	open_fold(work);
-	name = names_stream(stream_id, &names, GetActiveSnapshot());
-	name = (text *) PG_DETOAST_DATUM_COPY(PointerGetDatum(name));
-	names_end_streams(&names);
 	bounds.max_events = max_events;
-	state_fold(name, work->fold, work->policy.schema_version, &bounds, &state);
+	state_fold(stream, work->fold, work->policy.schema_version, &bounds, &state);
 	if (state.folded > 0 && state_save(work->fold, work->policy.schema_version,
 									   work->policy.keep, &state))
 		(*taken)++;
 	if (state.at_end)
 	{
 		values[0] = PointerGetDatum(work->fold_name);
-		values[1] = Int64GetDatum(stream_id);
+		values[1] = PointerGetDatum(stream);
 		(void) run(&forget_stream, values, NULL);
 	}
 	return state.folded + STREAM_COST;
 }
 
 static void
-note_failure(Work *work, int64 stream_id, const ErrorData *error)
+note_failure(Work *work, text *stream, const ErrorData *error)
 {
-	StreamNames names = {0};
 	Datum		values[3];
 
 	ereport(LOG,
 			(errcode(error->sqlerrcode),
-			 errmsg("snapshot by fold \"%s\" failed: %s",
-					text_to_cstring(work->fold_name), error->message),
+			 errmsg("snapshot of stream \"%s\" by fold \"%s\" failed: %s",
+					text_to_cstring(stream), text_to_cstring(work->fold_name),
+					error->message),
 			 error->detail ? errdetail_internal("%s", error->detail) : 0));
 	values[0] = PointerGetDatum(work->fold_name);
-	values[1] = PointerGetDatum(names_stream(stream_id, &names, GetActiveSnapshot()));
+	values[1] = PointerGetDatum(stream);
 	values[2] = CStringGetTextDatum(psprintf("%s: %s", unpack_sql_state(error->sqlerrcode),
 											 error->message));
 	(void) run(&count_failure, values, NULL);
-	names_end_streams(&names);
-	values[1] = Int64GetDatum(stream_id);
 	(void) run(&delay_stream, values, NULL);
 }
 
 /* The same in a subtransaction. */
 static int64
-try_one(Work *work, int64 stream_id, int64 max_events, int64 *taken)
+try_one(Work *work, text *stream, int64 max_events, int64 *taken)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -393,7 +388,7 @@ try_one(Work *work, int64 stream_id, int64 max_events, int64 *taken)
 		MemoryContextSwitchTo(context);
 		/* sees what was appended up to the settled mark, and is done before the note goes */
 		PushActiveSnapshot(GetTransactionSnapshot());
-		cost = take_one(work, stream_id, max_events, taken);
+		cost = take_one(work, stream, max_events, taken);
 		PopActiveSnapshot();
 		ReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
@@ -416,7 +411,7 @@ try_one(Work *work, int64 stream_id, int64 max_events, int64 *taken)
 			MemoryContextDelete(work->fold_context);
 		work->fold_context = NULL;
 		work->fold = NULL;
-		note_failure(work, stream_id, error);
+		note_failure(work, stream, error);
 		FreeErrorData(error);
 	}
 	PG_END_TRY();
@@ -438,17 +433,17 @@ take_due(Work *work, int64 max_events)
 
 	do
 	{
-		Datum	   *due;
+		text	  **due;
 
 		values[0] = PointerGetDatum(work->fold_name);
 		values[1] = TimestampTzGetDatum(now);
 		values[2] = Int64GetDatum(DUE_STREAMS);
-		due = run_list(&list_due, values, true, &count);
+		due = run_list(&list_due, values, &count);
 		for (int i = 0; i < count && budget > 0; i++)
 		{
 			MemoryContext saved = MemoryContextSwitchTo(scratch);
 
-			budget -= try_one(work, DatumGetInt64(due[i]), budget, &taken);
+			budget -= try_one(work, due[i], budget, &taken);
 			MemoryContextSwitchTo(saved);
 			MemoryContextReset(scratch);
 			CHECK_FOR_INTERRUPTS();
@@ -470,7 +465,7 @@ event_store_take_snapshots(PG_FUNCTION_ARGS)
 	int64		taken = 0;
 	int			guc_level;
 	int			count;
-	Datum	   *folds;
+	text	  **folds;
 
 	PreventCommandDuringRecovery("event_store.take_snapshots()");
 	PreventCommandIfReadOnly("event_store.take_snapshots()");
@@ -486,7 +481,7 @@ event_store_take_snapshots(PG_FUNCTION_ARGS)
 	guc_level = NewGUCNestLevel();
 	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	folds = run_list(&list_policies, NULL, false, &count);
+	folds = run_list(&list_policies, NULL, &count);
 	for (int i = 0; i < count; i++)
 	{
 		Work		work = {0};
@@ -495,7 +490,7 @@ event_store_take_snapshots(PG_FUNCTION_ARGS)
 		work.context = AllocSetContextCreate(CurrentMemoryContext, "event_store snapshots",
 											 ALLOCSET_DEFAULT_SIZES);
 		saved = MemoryContextSwitchTo(work.context);
-		work.fold_name = DatumGetTextPP(folds[i]);
+		work.fold_name = folds[i];
 		if (policy_try_lock(work.fold_name) && read_work(&work))
 		{
 			sweep(&work);

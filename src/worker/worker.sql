@@ -49,7 +49,7 @@ BEGIN ATOMIC
 	VALUES
 		('prepare segments', 'SELECT event_store.prepare_segments()', '10 seconds'::interval),
 		('publish settled position', 'SELECT event_store.publish_settled_position()', '1 second'::interval),
-		('take snapshots', 'SELECT event_store.take_snapshots()', '10 seconds'::interval);
+		('take snapshots', 'SELECT event_store.take_snapshots()', '2 seconds'::interval);
 END;
 COMMENT ON FUNCTION event_store.builtin_tasks() IS
 'builtin_tasks() -> setof (name, command, run_every): the tasks that the extension brings along';
