@@ -171,7 +171,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_take_snap
 REVOKE ALL ON FUNCTION event_store.take_snapshots(bigint) FROM PUBLIC;
 ALTER FUNCTION event_store.take_snapshots(bigint) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.take_snapshots(bigint) IS
-'take_snapshots(max_events = 10000) -> bigint: does what the policies say: for each, looks at the events appended since last time, and takes the snapshots that are due; returns how many. At most max_events events (NULL: all) are looked at, and about as many folded, for each policy; the rest is for the next call. The worker calls it by its task "take snapshots". A fold that fails with a stream does not keep the others from being done (snapshot_policies): the stream is tried again a minute later, then twice as much later each time. Only the owner may. Raises VE002 if max_events is not positive.';
+'take_snapshots(max_events = 10000) -> bigint: does what the policies say: for each, looks at the events appended since last time, and takes the snapshots that are due; returns how many. At most max_events events (NULL: all) are looked at, and about as many folded, for each policy; the rest is for the next call. The worker calls it by its task "take snapshots". A fold that fails with a stream does not keep the others from being done (snapshot_policies): the stream is tried again a minute later, then twice as much later each time. Only the owner may. Raises VE002 if max_events is not positive; 40001 in REPEATABLE READ and SERIALIZABLE, if somebody else has done so since the transaction''s snapshot.';
 
 CREATE VIEW event_store.snapshots AS
 	SELECT DISTINCT ON (n.stream_id, n.fold, n.schema_version, n.version)
