@@ -3,8 +3,8 @@
  *		Which folds have snapshots taken of themselves, and when.
  *
  * A policy is a row of snapshot_policy, which changes when somebody sets it; what
- * becomes of it, in snapshot_progress, changes whenever take_snapshots() has done something.
- * Who changes a policy, and who works by it, locks it (LOCK_CLASS_SNAPSHOT, by
+ * becomes of it stands in snapshot_progress, which changes whenever
+ * take_snapshots() has done something.  Who changes a policy, and who works by it, locks it (LOCK_CLASS_SNAPSHOT, by
  * hash of the fold) to the end of the transaction; the latter does not wait.
  * state_at() only reads it.
  *

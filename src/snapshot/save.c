@@ -8,8 +8,8 @@
  * and removes what is surplus by then: rows that another transaction is removing
  * are passed over.  So who saves waits for nobody, whatever the isolation level.
  *
- * Surplus is found by a fresh snapshot (of PostgreSQL's), which sees the
- * new row and all that others have committed.  Who saves at once with others does not see
+ * Surplus is found by a fresh snapshot of the database, which sees the new row
+ * and all that others have committed.  Who saves at once with others does not see
  * theirs, so a few more than asked for may stay until the next one is saved.
  *
  * Rows are read and written past the executor.  Who may is decided by whoever
@@ -92,9 +92,9 @@ saved_find(const StateKey *key, int64 until_version, const TimestampTz *until_ti
 }
 
 /*
- * Finds the newest snapshot that can be used, and sets a reader of the stream to the event behind
- * the one that it was taken at; values are that one's.  False: there is none, and
- * the reader is set to the first event.
+ * Finds the newest snapshot that can be used, and sets a reader of the stream to
+ * the event behind the one that it was taken at; values are that one's.  False:
+ * there is none, and the reader is set to the first event.
  *
  * It can be used if the reader shows an event of its version, at its position.
  */
