@@ -20,7 +20,7 @@
 #define LOCK_CLASS_WAITER	0xE506	/* who waits for events */
 #define LOCK_CLASS_TASK		0xE507	/* a task of the worker, by hash of its name */
 #define LOCK_CLASS_SUBSCRIPTION	0xE508	/* a subscription, or a part of it */
-#define LOCK_CLASS_SNAPSHOT	0xE50A	/* a policy of snapshots, by hash of its fold */
+#define LOCK_CLASS_SNAPSHOT	0xE50B	/* a policy of snapshots, by hash of its fold */
 
 extern void locks_set_tag(LOCKTAG *tag, uint16 lock_class, uint64 key);
 
