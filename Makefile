@@ -50,7 +50,12 @@ OBJS = \
 	src/projection/apply.o \
 	src/projection/inline.o \
 	src/projection/refresh.o \
-	src/projection/rebuild.o
+	src/projection/rebuild.o \
+	src/snapshot/save.o \
+	src/snapshot/policy.o \
+	src/snapshot/state.o \
+	src/snapshot/load.o \
+	src/snapshot/take.o
 
 # The install script, part by part in order of dependency: the table of
 # contents of the architecture.
@@ -62,7 +67,8 @@ SQL_PARTS = \
 	src/worker/worker.sql \
 	src/subscription/subscription.sql \
 	src/projection/fold.sql \
-	src/projection/projection.sql
+	src/projection/projection.sql \
+	src/snapshot/snapshot.sql
 
 DATA_built = $(EXTENSION)--$(EXTVERSION).sql
 DOCS = README.md
@@ -72,7 +78,8 @@ EXTRA_CLEAN = $(DATA_built) results output_iso tmp_check regression.diffs regres
 REGRESS = common_install stream_append stream_batch stream_append_only \
 	stream_bulk stream_read stream_cost position_segments worker_task subscription_poll \
 	subscription_failure subscription_lease subscription_edges \
-	projection_fold projection_kinds projection_failure projection_inline
+	projection_fold projection_kinds projection_failure projection_inline \
+	snapshot_load snapshot_state snapshot_take
 REGRESS_OPTS = --inputdir=. --load-extension=plpgsql
 ISOLATION = $(patsubst specs/%.spec,%,$(sort $(wildcard specs/*.spec)))
 ISOLATION_OPTS = --inputdir=. --load-extension=event_store

@@ -108,6 +108,23 @@ INSERT INTO api VALUES
 	('subscription_lag',
 	 'subscription text, max_count bigint DEFAULT 10000, OUT open_events bigint, OUT oldest_recorded_at timestamp with time zone',
 	 'record', 'stable', 'unsafe', 'c', false),
+	('save_snapshot',
+	 'stream text, version bigint, state jsonb, schema_version integer DEFAULT 1, fold text DEFAULT NULL::text, keep integer DEFAULT 3',
+	 'boolean', 'volatile', 'unsafe', 'c', true),
+	('drop_snapshots',
+	 'stream text DEFAULT NULL::text, fold text DEFAULT NULL::text, schema_version integer DEFAULT NULL::integer',
+	 'bigint', 'volatile', 'unsafe', 'c', true),
+	('load_stream',
+	 'stream text, schema_version integer DEFAULT NULL::integer, fold text DEFAULT NULL::text, until_version bigint DEFAULT NULL::bigint',
+	 'SETOF event_store.recorded_event', 'stable', 'restricted', 'c', true),
+	('state_at',
+	 'stream text, fold text, version bigint DEFAULT NULL::bigint, at timestamp with time zone DEFAULT NULL::timestamp with time zone, schema_version integer DEFAULT NULL::integer',
+	 'jsonb', 'volatile', 'unsafe', 'c', true),
+	('set_snapshot_policy',
+	 'fold text, categories text[] DEFAULT NULL::text[], every_events integer DEFAULT 100, every interval DEFAULT NULL::interval, keep integer DEFAULT 3, schema_version integer DEFAULT 1',
+	 'text', 'volatile', 'unsafe', 'c', true),
+	('drop_snapshot_policy', 'fold text', 'boolean', 'volatile', 'unsafe', 'c', true),
+	('take_snapshots', 'max_events bigint DEFAULT 10000', 'bigint', 'volatile', 'unsafe', 'c', true),
 	('stream_version', 'stream text', 'bigint', 'stable', 'restricted', 'c', false),
 	('stream_info',
 	 'stream text, OUT stream text, OUT category text, OUT version integer, OUT created_at timestamp with time zone, OUT first_position bigint, OUT last_position bigint, OUT last_recorded_at timestamp with time zone',
@@ -212,6 +229,12 @@ SELECT is(pg_temp.columns_of('event_store.subscriptions'),
 SELECT is(pg_temp.columns_of('event_store.subscription_history'),
 	'subscription text, at timestamp with time zone, change text, detail text, changed_by text',
 	'subscription_history');
+SELECT is(pg_temp.columns_of('event_store.snapshots'),
+	'stream text, fold text, version integer, schema_version integer, position bigint, recorded_at timestamp with time zone, size integer, created_at timestamp with time zone',
+	'snapshots');
+SELECT is(pg_temp.columns_of('event_store.snapshot_policies'),
+	'fold text, categories text[], every_events integer, every interval, keep integer, schema_version integer, checkpoint bigint, due bigint, taken bigint, taken_at timestamp with time zone, failures bigint, last_failed_at timestamp with time zone, last_failed_stream text, last_error text, created_at timestamp with time zone',
+	'snapshot_policies');
 
 SELECT set_eq($$
 	SELECT relname::text FROM pg_class c
@@ -221,7 +244,8 @@ SELECT set_eq($$
 		'position_counter', 'store', 'events', 'worker_task', 'worker_task_run', 'worker_tasks',
 		'subscription', 'subscription_cursor', 'subscription_batch', 'subscription_failure',
 		'subscription_consumer', 'subscription_heartbeat', 'subscription_fault', 'subscription_breaker', 'subscription_change',
-		'subscriptions', 'subscription_history'],
+		'subscriptions', 'subscription_history',
+		'snapshot', 'snapshot_policy', 'snapshot_progress', 'snapshot_pending', 'snapshots', 'snapshot_policies'],
 	'the schema has these tables and views and no others');
 
 SELECT is_empty($$
@@ -277,8 +301,9 @@ SELECT is_empty($$
 		AND d.refclassid = 'pg_class'::regclass
 	JOIN pg_class c ON c.oid = d.refobjid
 	WHERE v.relnamespace = 'event_store'::regnamespace AND v.relkind = 'v' AND v.relname <> 'events'
-	AND c.relname IN ('event', 'stream', 'category', 'event_type', 'source', 'segment_content')$$,
-	'no other view shows what the tables of events hide');
+	AND c.relname IN ('event', 'stream', 'category', 'event_type', 'source', 'segment_content')
+	AND (v.relname, c.relname) <> ('snapshots', 'stream')$$,
+	'no other view shows what the tables of events hide, but for names of streams that have snapshots');
 
 -- What the rights are worth.
 CREATE ROLE event_store_contract_reader;
@@ -322,6 +347,14 @@ INSERT INTO call VALUES
 	('poll', $$SELECT * FROM event_store.poll('contract')$$),
 	('nack', $$SELECT event_store.nack('contract', 1, 'bad')$$),
 	('dead_letters', $$SELECT * FROM event_store.dead_letters('contract')$$),
+	('save_snapshot', $$SELECT event_store.save_snapshot('contract-1', 1, '1')$$),
+	('load_stream', $$SELECT * FROM event_store.load_stream('contract-1')$$),
+	('state_at', $$SELECT event_store.state_at('contract-1', 'count')$$),
+	('set_snapshot_policy', $$SELECT event_store.set_snapshot_policy('count')$$),
+	('take_snapshots', $$SELECT event_store.take_snapshots()$$),
+	('drop_snapshots', $$SELECT event_store.drop_snapshots()$$),
+	('snapshots', $$SELECT * FROM event_store.snapshots$$),
+	('snapshot_policies', $$SELECT * FROM event_store.snapshot_policies$$),
 	('tables', $$SELECT * FROM event_store.event$$),
 	('counter', $$SELECT * FROM event_store.position_counter$$);
 
@@ -343,7 +376,7 @@ SELECT is(pg_temp.outcome('event_store_contract_writer', sql),
 	'a writer calls ' || name)
 FROM call ORDER BY name;
 SELECT is(pg_temp.outcome('event_store_contract_reader', sql),
-	CASE WHEN name ~ '^(append|INSERT|publish|set_|prepare|tables|counter|subscription|create_|poll|nack|dead_)' THEN '42501' ELSE '00000' END,
+	CASE WHEN name ~ '^(append|INSERT|publish|set_|prepare|tables|counter|subscription|create_|poll|nack|dead_|snapshot|save_|load_|state_|take_|drop_)' THEN '42501' ELSE '00000' END,
 	'a reader calls ' || name)
 FROM call ORDER BY name;
 SELECT is(pg_temp.outcome('event_store_contract_nobody', sql), '42501',
@@ -372,7 +405,8 @@ SELECT is_empty($$
 	AND relname NOT IN ('store', 'worker_task', 'worker_task_run', 'worker_tasks',
 		'subscription', 'subscription_cursor', 'subscription_batch', 'subscription_failure',
 		'subscription_consumer', 'subscription_heartbeat', 'subscription_fault', 'subscription_breaker', 'subscription_change',
-		'subscriptions', 'subscription_history')
+		'subscriptions', 'subscription_history',
+		'snapshot', 'snapshot_policy', 'snapshot_progress', 'snapshot_pending', 'snapshots', 'snapshot_policies')
 	AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgname = 'refuse_change')$$,
 	'all that holds events or their names refuses changes');
 SELECT is_empty($$

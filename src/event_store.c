@@ -12,6 +12,7 @@
 #include "notification/notification.h"
 #include "position/position.h"
 #include "projection/projection.h"
+#include "snapshot/snapshot.h"
 #include "stream/stream.h"
 #include "subscription/subscription.h"
 #include "worker/worker.h"
@@ -34,4 +35,5 @@ _PG_init(void)
 	delivered_init();
 	deal_init();
 	projection_init();
+	snapshot_init();
 }

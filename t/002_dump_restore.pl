@@ -72,6 +72,10 @@ SELECT event_store.append('nodash', 'null', 'null'), event_store.append('nodash'
 	to_jsonb(repeat('x', 100000))), event_store.append('$system-1', 'number', '1') \g /dev/null
 INSERT INTO event_store.events (stream, type, data)
 	SELECT 'bulk-' || n % 10, 'inserted', to_jsonb(n) FROM generate_series(1, 100) n;
+SELECT event_store.save_snapshot('order-3', 20, '{"saved": "by hand"}'),
+	event_store.save_snapshot('order-3', 10, '"2"', schema_version => 2) \g /dev/null
+SELECT event_store.set_snapshot_policy('count', '{order,bulk}', every_events => 10, keep => 2, schema_version => 4) \g /dev/null
+SELECT event_store.take_snapshots() \g /dev/null
 SELECT max(position) FROM event_store.read_all(0, 200);
 EOT
 }
@@ -85,6 +89,23 @@ sub rest_after
 SET timezone = 'UTC';
 SELECT count(*), md5(string_agg(e::text, E'\\n' ORDER BY e.position))
 FROM event_store.read_all($position, NULL) e
+EOT
+}
+
+# Snapshots, policies, and what is loaded by them.
+sub snapshots
+{
+	my ($dbname) = @_;
+
+	# state_at() would save what takes long to fold
+	return $node->safe_psql($dbname, <<'EOT');
+SET timezone = 'UTC';
+SET default_transaction_read_only = on;
+SELECT * FROM event_store.snapshots ORDER BY stream, fold, schema_version, version;
+SELECT fold, categories, every_events, every, keep, schema_version, checkpoint, taken, created_at FROM event_store.snapshot_policies;
+SELECT l.* FROM event_store.streams() s, event_store.load_stream(s.stream) l ORDER BY l.position;
+SELECT l.* FROM event_store.streams() s, event_store.load_stream(s.stream, fold => 'count') l ORDER BY l.position;
+SELECT s.stream, event_store.state_at(s.stream, 'count', v) FROM event_store.streams() s, generate_series(0, 50, 7) v ORDER BY 1, v;
 EOT
 }
 
@@ -103,6 +124,12 @@ sub check_restored
 	is( $node->safe_psql($to, 'SELECT * FROM event_store.segments()'),
 		$node->safe_psql($from, 'SELECT * FROM event_store.segments()'),
 		"$how: same segments");
+	my $snapshots = snapshots($to);
+	is($snapshots, snapshots($from), "$how: same snapshots, policies and states");
+	like($snapshots, qr/\$snapshot\|4\|/, "$how: snapshots are used");
+	query_is($node, $to, "$how: numbers of snapshots go on", 't', <<'EOT');
+SELECT max(id) < nextval('event_store.snapshot_id') FROM event_store.snapshot
+EOT
 	query_is($node, $to, "$how: the mark stands at the last event or beyond", 't', <<'EOT');
 SELECT event_store.settled_position() >= max(position) FROM event_store.events
 EOT

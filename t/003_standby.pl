@@ -78,7 +78,28 @@ query_is($standby, 'postgres', 'an id is found', '1', <<'EOT');
 SELECT count(f) FROM event_store.last_event('first-1') l, event_store.find_event(l.event_id) f
 EOT
 
+# snapshots are used there, and none is saved
+$primary->safe_psql('postgres', <<'EOT');
+SELECT event_store.save_snapshot('first-1', 7, '"seven"'),
+	event_store.save_snapshot('first-1', 6, '1006', fold => 'count'),
+	event_store.set_snapshot_policy('count', every_events => 2);
+EOT
+catch_up();
+query_is($standby, 'postgres', 'a stream is loaded from its snapshot', '4|$snapshot|"seven"', <<'EOT');
+SELECT count(*), min(type), min(data::text) FILTER (WHERE type = '$snapshot') FROM event_store.load_stream('first-1')
+EOT
+query_is($standby, 'postgres', 'a state is folded from its snapshot', '1010|5|10|1', <<'EOT');
+SELECT event_store.state_at('first-1', 'count'), event_store.state_at('first-1', 'count', 5),
+	event_store.state_at('first-1', 'count', at => now(), schema_version => 2),
+	(SELECT count(*) FROM event_store.snapshots WHERE fold = 'count')
+EOT
+
 foreach my $sql (
+	q(SELECT event_store.save_snapshot('first-1', 1, '1')),
+	q(SELECT event_store.drop_snapshots()),
+	q(SELECT event_store.take_snapshots()),
+	q(SELECT event_store.set_snapshot_policy('count')),
+	q(SELECT event_store.drop_snapshot_policy('count')),
 	q(SELECT event_store.append('first-1', 'no', '{}')),
 	q(SELECT event_store.append_events('first-1', '[{"type": "no", "data": 1}]')),
 	q(SELECT event_store.append_streams('[{"stream": "a", "events": [{"type": "no", "data": 1}]}]')),

@@ -46,6 +46,7 @@ relcache_callback(Datum arg, Oid relid)
 	if (relid == InvalidOid || relid == store.event || relid == store.stream ||
 		relid == store.counter || relid == store.events_view ||
 		relid == store.segment_content || relid == store.settings ||
+		relid == store.snapshot || relid == store.snapshot_policy ||
 		relid == store.append_result_rel || relid == store.recorded_event_rel)
 		store_valid = false;
 	for (int i = 0; i < NAME_KINDS && store_valid; i++)
@@ -76,6 +77,10 @@ static const Oid shapes[][SHAPE_MAX] = {
 	[SHAPE_CHECKPOINT] = {INT4OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID, FLOAT8OID},
 	[SHAPE_CURSOR] = {INT4OID, INT8OID, INT8OID, INT8ARRAYOID, INT8OID, INT8OID, INT8OID,
 		TIMESTAMPTZOID, FLOAT8OID, INT4OID},
+	[SHAPE_SNAPSHOT] = {INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID,
+		INT4OID, INT4OID, TEXTOID, JSONBOID},
+	[SHAPE_SNAPSHOT_POLICY] = {TEXTOID, INT4OID, INT4OID, INT4OID, INTERVALOID,
+		TEXTARRAYOID, TIMESTAMPTZOID},
 };
 
 bool
@@ -184,6 +189,11 @@ look_up_store(void)
 	store.subscription_cursor = relation_or_error("subscription_cursor");
 	store.projection = relation_or_error("projection");
 	store.projection_checkpoint = relation_or_error("projection_checkpoint");
+	store.snapshot = relation_or_error("snapshot");
+	store.snapshot_index = relation_or_error("snapshot_pkey");
+	store.snapshot_id = relation_or_error("snapshot_id");
+	store.snapshot_policy = relation_or_error("snapshot_policy");
+	store.snapshot_policy_index = relation_or_error("snapshot_policy_pkey");
 	store.append_result = type_or_error("append_result");
 	store.recorded_event = type_or_error("recorded_event");
 	store.append_result_rel = relation_or_error("append_result");
@@ -197,6 +207,8 @@ look_up_store(void)
 	check_shape(store.recorded_event_rel, SHAPE_RECORDED_EVENT);
 	check_shape(store.subscription_cursor, SHAPE_CURSOR);
 	check_shape(store.projection_checkpoint, SHAPE_CHECKPOINT);
+	check_shape(store.snapshot, SHAPE_SNAPSHOT);
+	check_shape(store.snapshot_policy, SHAPE_SNAPSHOT_POLICY);
 	for (int i = 0; i < NAME_KINDS; i++)
 	{
 		const char *name = name_table_names[i];

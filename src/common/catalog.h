@@ -44,6 +44,32 @@ enum
 	ST_NATTS = ST_SEGMENTS
 };
 
+/* columns of event_store.snapshot */
+enum
+{
+	SN_STREAM_ID = 1,
+	SN_POSITION,
+	SN_ID,
+	SN_RECORDED_AT,
+	SN_CREATED_AT,
+	SN_VERSION,
+	SN_SCHEMA_VERSION,
+	SN_FOLD,
+	SN_STATE,
+	SN_NATTS = SN_STATE
+};
+
+/* columns of event_store.snapshot_policy */
+enum
+{
+	SP_FOLD = 1,
+	SP_SCHEMA_VERSION,
+	SP_EVERY_EVENTS,
+	SP_KEEP,
+	SP_EVERY,
+	SP_CATEGORIES
+};
+
 /* columns of event_store.segment_content */
 enum
 {
@@ -119,6 +145,11 @@ typedef struct Store
 	Oid			subscription_cursor;
 	Oid			projection;
 	Oid			projection_checkpoint;
+	Oid			snapshot;
+	Oid			snapshot_index;
+	Oid			snapshot_id;	/* the sequence */
+	Oid			snapshot_policy;
+	Oid			snapshot_policy_index;
 	Oid			append_result;	/* the type */
 	Oid			recorded_event; /* the type */
 	Oid			append_result_rel;	/* and what has its columns */
@@ -139,7 +170,9 @@ typedef enum CatalogShape
 	SHAPE_APPEND_RESULT,
 	SHAPE_RECORDED_EVENT,
 	SHAPE_CURSOR,
-	SHAPE_CHECKPOINT
+	SHAPE_CHECKPOINT,
+	SHAPE_SNAPSHOT,
+	SHAPE_SNAPSHOT_POLICY
 } CatalogShape;
 
 extern bool catalog_has_shape(TupleDesc desc, CatalogShape shape);

@@ -22,6 +22,7 @@
 #define LOCK_CLASS_SUBSCRIPTION	0xE508	/* a subscription, or a part of it */
 #define LOCK_CLASS_ERRAND	0xE509	/* what somebody asks the worker for */
 #define LOCK_CLASS_PROJECTION	0xE50A	/* a projection, or a key of an inline fold */
+#define LOCK_CLASS_SNAPSHOT	0xE50B	/* a policy of snapshots, by hash of its fold */
 
 extern void locks_set_tag(LOCKTAG *tag, uint16 lock_class, uint64 key);
 

@@ -1376,6 +1376,31 @@ reader_stream_id(const Reader *reader)
 	return reader->row_stream_id;
 }
 
+/* The stream whose events were asked for; 0: there is none of that name. */
+int64
+reader_asked_stream(const Reader *reader)
+{
+	return reader->stream_id;
+}
+
+/* Reads a stream anew, by the same snapshot, forward from a version. */
+void
+reader_restart(Reader *reader, int64 from_version)
+{
+	MemoryContext saved = MemoryContextSwitchTo(reader->context);
+
+	if (reader->in_segment)
+		end_segment(reader);
+	reader->request.from_version = from_version;
+	reader->last_version = 0;
+	reader->returned = 0;
+	reader->done = reader->stream_id == 0 ||
+		from_version > reader->request.until_version;
+	if (!reader->done)
+		find_first_segment(reader);
+	MemoryContextSwitchTo(saved);
+}
+
 void
 reader_close(Reader *reader)
 {

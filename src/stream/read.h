@@ -75,13 +75,39 @@ typedef struct ReadCounts
 	int64		mark;			/* -1: the read is not bound by it */
 } ReadCounts;
 
+/*
+ * A function that returns events.  A folder that is not known here adds its own,
+ * with what hands out its rows.
+ */
+typedef struct ReadFunction
+{
+	const char *name;
+	PGFunction	function;
+	int			nargs;
+	int			max_count;		/* -1: has none */
+	int			backward;		/* -1: has none */
+	bool		by_version;		/* rows come in order of version */
+
+	/* NULL: a reader does it */
+	void	   *(*open) (const Datum *values, const bool *nulls);
+	bool		(*next) (void *rows, Datum *values, bool *nulls);
+	void		(*close) (void *rows);
+	ReadCounts	(*counts) (void *rows);
+} ReadFunction;
+
 extern const char *read_index_columns(const ReadRequest *request);
 extern void read_request(ReadRequest *request, ReadKind kind, int nargs,
 						 const Datum *values, const bool *nulls);
 extern Reader *reader_open(const ReadRequest *request);
 extern bool reader_next(Reader *reader, Datum *values, bool *nulls);
 extern int64 reader_stream_id(const Reader *reader);
+extern int64 reader_asked_stream(const Reader *reader);
+extern void reader_restart(Reader *reader, int64 from_version);
 extern void reader_close(Reader *reader);
 extern ReadCounts reader_counts(const Reader *reader);
+
+/* scan.c */
+extern void scan_add_function(const ReadFunction *function);
+extern Datum scan_rows(FunctionCallInfo fcinfo);
 
 #endif

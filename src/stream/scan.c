@@ -9,8 +9,11 @@
  * custom scan, which hands out rows as they are read: who stops early does not
  * pay for the rest, and EXPLAIN tells what is read, and by which index.
  *
- * Where a custom scan cannot do (a whole-row reference, WITH ORDINALITY, ROWS
- * FROM, a call in a SELECT list) the functions run as such, row by row.
+ * A reference to the whole row, as for an aggregate over events, is one more
+ * column of the scan, behind those of the event.
+ *
+ * Where a custom scan cannot do (WITH ORDINALITY, ROWS FROM, a call in a SELECT
+ * list) the functions run as such, row by row.
  */
 #include "postgres.h"
 
@@ -50,43 +53,95 @@ PG_FUNCTION_INFO_V1(event_store_find_event);
 PG_FUNCTION_INFO_V1(event_store_last_event);
 PG_FUNCTION_INFO_V1(event_store_trace);
 
-/* a function, and which of its arguments is what */
-typedef struct ReadFunction
-{
-	PGFunction	function;
-	int			nargs;
-	int			max_count;		/* -1: has none */
-	int			backward;		/* -1: has none */
-	bool		by_version;		/* rows come in order of version */
-} ReadFunction;
+/* how many functions can be added to those of readers */
+#define MAX_ADDED	4
 
-static const ReadFunction read_functions[READ_POSITIONS] = {
-	[READ_STREAM] = {event_store_read_stream, 6, 2, 3, true},
-	[READ_CATEGORY] = {event_store_read_category, 5, 2, 4, false},
-	[READ_ALL] = {event_store_read_all, 5, 1, 4, false},
-	[READ_SINCE] = {event_store_events_since, 4, 1, -1, false},
-	[READ_EVENT_ID] = {event_store_find_event, 2, -1, -1, false},
-	[READ_LAST] = {event_store_last_event, 2, -1, -1, false},
-	[READ_TRACE] = {event_store_trace, 2, 1, -1, false},
+/* by ReadKind; those behind READ_POSITIONS were added */
+static ReadFunction read_functions[READ_POSITIONS + MAX_ADDED] = {
+	[READ_STREAM] = {"read_stream", event_store_read_stream, 6, 2, 3, true},
+	[READ_CATEGORY] = {"read_category", event_store_read_category, 5, 2, 4, false},
+	[READ_ALL] = {"read_all", event_store_read_all, 5, 1, 4, false},
+	[READ_SINCE] = {"events_since", event_store_events_since, 4, 1, -1, false},
+	[READ_EVENT_ID] = {"find_event", event_store_find_event, 2, -1, -1, false},
+	[READ_LAST] = {"last_event", event_store_last_event, 2, -1, -1, false},
+	[READ_TRACE] = {"trace", event_store_trace, 2, 1, -1, false},
 };
+static int	nfunctions = READ_POSITIONS;
+
+void
+scan_add_function(const ReadFunction *function)
+{
+	Assert(nfunctions < READ_POSITIONS + MAX_ADDED);
+	read_functions[nfunctions++] = *function;
+}
+
+/* ----------------------------------------------------------------
+ * Rows
+ * ----------------------------------------------------------------
+ */
+
+static void *
+open_rows(int kind, const Datum *values, const bool *nulls)
+{
+	ReadRequest request;
+
+	if (read_functions[kind].open != NULL)
+		return read_functions[kind].open(values, nulls);
+	read_request(&request, kind, read_functions[kind].nargs, values, nulls);
+	return reader_open(&request);
+}
+
+static bool
+next_row(int kind, void *rows, Datum *values, bool *nulls)
+{
+	if (read_functions[kind].next != NULL)
+		return read_functions[kind].next(rows, values, nulls);
+	return reader_next(rows, values, nulls);
+}
+
+static void
+close_rows(int kind, void *rows)
+{
+	if (read_functions[kind].close != NULL)
+		read_functions[kind].close(rows);
+	else
+		reader_close(rows);
+}
+
+static ReadCounts
+row_counts(int kind, void *rows)
+{
+	if (read_functions[kind].counts != NULL)
+		return read_functions[kind].counts(rows);
+	return reader_counts(rows);
+}
 
 /* ----------------------------------------------------------------
  * As functions
  * ----------------------------------------------------------------
  */
 
-static void
-shutdown_reader(Datum arg)
+/* the rows of a call that returns them one by one */
+typedef struct CallRows
 {
-	reader_close((Reader *) DatumGetPointer(arg));
+	int			kind;
+	void	   *rows;
+} CallRows;
+
+static void
+shutdown_rows(Datum arg)
+{
+	CallRows   *state = (CallRows *) DatumGetPointer(arg);
+
+	close_rows(state->kind, state->rows);
 }
 
 static Datum
-read_rows(FunctionCallInfo fcinfo, ReadKind kind)
+read_rows(FunctionCallInfo fcinfo, int kind)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	FuncCallContext *call;
-	Reader	   *reader;
+	CallRows   *state;
 	Datum		values[RE_NATTS];
 	bool		nulls[RE_NATTS];
 
@@ -94,7 +149,6 @@ read_rows(FunctionCallInfo fcinfo, ReadKind kind)
 	{
 		Datum		arguments[READ_MAX_ARGS];
 		bool		argument_nulls[READ_MAX_ARGS];
-		ReadRequest request;
 		MemoryContext saved;
 		TupleDesc	desc;
 
@@ -114,25 +168,39 @@ read_rows(FunctionCallInfo fcinfo, ReadKind kind)
 				arguments[i] = datumCopy(arguments[i], byval, len);
 			}
 		}
-		read_request(&request, kind, read_functions[kind].nargs,
-					 arguments, argument_nulls);
 		desc = lookup_rowtype_tupdesc_copy(catalog_store()->recorded_event, -1);
 		call->tuple_desc = BlessTupleDesc(desc);
-		call->user_fctx = reader_open(&request);
-		RegisterExprContextCallback(result->econtext, shutdown_reader,
-									PointerGetDatum(call->user_fctx));
+		state = palloc(sizeof(CallRows));
+		state->kind = kind;
+		state->rows = open_rows(kind, arguments, argument_nulls);
+		call->user_fctx = state;
+		RegisterExprContextCallback(result->econtext, shutdown_rows,
+									PointerGetDatum(state));
 		MemoryContextSwitchTo(saved);
 	}
 
 	call = SRF_PERCALL_SETUP();
-	reader = call->user_fctx;
-	if (reader_next(reader, values, nulls))
+	state = call->user_fctx;
+	if (next_row(kind, state->rows, values, nulls))
 		SRF_RETURN_NEXT(call, HeapTupleGetDatum(heap_form_tuple(call->tuple_desc,
 																values, nulls)));
-	UnregisterExprContextCallback(result->econtext, shutdown_reader,
-								  PointerGetDatum(reader));
-	reader_close(reader);
+	UnregisterExprContextCallback(result->econtext, shutdown_rows,
+								  PointerGetDatum(state));
+	close_rows(kind, state->rows);
 	SRF_RETURN_DONE(call);
+}
+
+/* A call of a function that was added. */
+Datum
+scan_rows(FunctionCallInfo fcinfo)
+{
+	int			kind = READ_POSITIONS;
+
+	while (kind < nfunctions && read_functions[kind].function != fcinfo->flinfo->fn_addr)
+		kind++;
+	if (kind == nfunctions)
+		elog(ERROR, "function %u does not read events", fcinfo->flinfo->fn_oid);
+	return read_rows(fcinfo, kind);
 }
 
 Datum
@@ -193,7 +261,7 @@ read_kind(FuncExpr *call)
 	if (!OidIsValid(get_func_support(call->funcid)))
 		return -1;
 	fmgr_info(call->funcid, &info);
-	for (int kind = 0; kind < READ_POSITIONS; kind++)
+	for (int kind = 0; kind < nfunctions; kind++)
 		if (info.fn_addr == read_functions[kind].function &&
 			list_length(call->args) == read_functions[kind].nargs)
 			return kind;
@@ -281,8 +349,6 @@ add_scan_path(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
 {
 	RangeTblFunction *function;
 	CustomPath *path;
-	Bitmapset  *attributes = NULL;
-	ListCell   *cell;
 	FuncExpr   *call;
 	int			kind;
 
@@ -299,14 +365,6 @@ add_scan_path(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
 	call = (FuncExpr *) function->funcexpr;
 	kind = read_kind(call);
 	if (kind < 0)
-		return;
-
-	/* a whole-row reference wants the composite value */
-	pull_varattnos((Node *) rel->reltarget->exprs, rti, &attributes);
-	foreach(cell, rel->baserestrictinfo)
-		pull_varattnos((Node *) lfirst_node(RestrictInfo, cell)->clause, rti,
-					   &attributes);
-	if (bms_is_member(0 - FirstLowInvalidHeapAttributeNumber, attributes))
 		return;
 
 	path = makeNode(CustomPath);
@@ -327,6 +385,20 @@ add_scan_path(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
 	rel->partial_pathlist = NIL;
 }
 
+/* Is there a reference to the whole row? */
+static bool
+wants_row(RelOptInfo *rel)
+{
+	Bitmapset  *attributes = NULL;
+	ListCell   *cell;
+
+	pull_varattnos((Node *) rel->reltarget->exprs, rel->relid, &attributes);
+	foreach(cell, rel->baserestrictinfo)
+		pull_varattnos((Node *) lfirst_node(RestrictInfo, cell)->clause, rel->relid,
+					   &attributes);
+	return bms_is_member(0 - FirstLowInvalidHeapAttributeNumber, attributes);
+}
+
 static Node *create_scan_state(CustomScan *scan);
 
 static const CustomScanMethods scan_methods = {
@@ -335,7 +407,8 @@ static const CustomScanMethods scan_methods = {
 };
 
 /*
- * The plan's scan tuple is the row of the function.  The call is carried as an
+ * The plan's scan tuple is the row of the function, and the row as a value if
+ * that is wanted.  The call is carried as an
  * expression, for its arguments, and so that the plan depends on the function.
  */
 static Plan *
@@ -365,6 +438,13 @@ plan_scan(PlannerInfo *root, RelOptInfo *rel, CustomPath *path,
 														  false));
 	}
 	ReleaseTupleDesc(desc);
+	if (wants_row(rel))
+		scan->custom_scan_tlist =
+			lappend(scan->custom_scan_tlist,
+					makeTargetEntry((Expr *) makeVar(rel->relid, InvalidAttrNumber,
+													 exprType(function->funcexpr), -1,
+													 InvalidOid, 0),
+									RE_NATTS + 1, pstrdup("event"), false));
 	scan->methods = &scan_methods;
 	return &scan->scan.plan;
 }
@@ -377,13 +457,13 @@ plan_scan(PlannerInfo *root, RelOptInfo *rel, CustomPath *path,
 typedef struct ReadScanState
 {
 	CustomScanState css;
-	ReadKind	kind;
+	int			kind;			/* of read_functions[] */
 	Oid			function;
 	List	   *arguments;		/* of ExprState */
-	MemoryContext context;		/* of the arguments' values and the reader */
-	Reader	   *reader;
-	ReadRequest request;
-	ReadCounts	counts;			/* of readers that are closed */
+	MemoryContext context;		/* of the arguments' values and the rows */
+	void	   *rows;
+	ReadCounts	counts;			/* of rows that are closed */
+	TupleDesc	row_desc;		/* of the row as a value; NULL: not wanted */
 } ReadScanState;
 
 static void begin_scan(CustomScanState *node, EState *estate, int eflags);
@@ -427,13 +507,15 @@ begin_scan(CustomScanState *node, EState *estate, int eflags)
 		aclcheck_error(acl, OBJECT_FUNCTION, get_func_name(call->funcid));
 	InvokeFunctionExecuteHook(call->funcid);
 	state->arguments = ExecInitExprList(call->args, &node->ss.ps);
+	if (list_length(scan->custom_scan_tlist) > RE_NATTS)
+		state->row_desc = lookup_rowtype_tupdesc_copy(call->funcresulttype, -1);
 	state->context = AllocSetContextCreate(estate->es_query_cxt,
 										   "event_store scan",
 										   ALLOCSET_DEFAULT_SIZES);
 }
 
 static void
-open_reader(ReadScanState *state)
+open_scan(ReadScanState *state)
 {
 	ExprContext *econtext = state->css.ss.ps.ps_ExprContext;
 	Datum		values[READ_MAX_ARGS];
@@ -451,25 +533,24 @@ open_reader(ReadScanState *state)
 		values[n] = ExecEvalExpr(argument, econtext, &nulls[n]);
 		n++;
 	}
-	read_request(&state->request, state->kind, n, values, nulls);
-	state->reader = reader_open(&state->request);
+	state->rows = open_rows(state->kind, values, nulls);
 	MemoryContextSwitchTo(saved);
 }
 
 static void
-close_reader(ReadScanState *state)
+close_scan(ReadScanState *state)
 {
 	ReadCounts	counts;
 
-	if (state->reader == NULL)
+	if (state->rows == NULL)
 		return;
-	counts = reader_counts(state->reader);
+	counts = row_counts(state->kind, state->rows);
 	state->counts.segments += counts.segments;
 	state->counts.ranges += counts.ranges;
 	state->counts.filtered += counts.filtered;
 	state->counts.mark = counts.mark;
-	reader_close(state->reader);
-	state->reader = NULL;
+	close_rows(state->kind, state->rows);
+	state->rows = NULL;
 }
 
 static TupleTableSlot *
@@ -478,12 +559,23 @@ next_event(ScanState *node)
 	ReadScanState *state = (ReadScanState *) node;
 	TupleTableSlot *slot = node->ss_ScanTupleSlot;
 
-	if (state->reader == NULL)
-		open_reader(state);
+	if (state->rows == NULL)
+		open_scan(state);
 	ExecClearTuple(slot);
-	if (reader_next(state->reader, slot->tts_values, slot->tts_isnull))
-		ExecStoreVirtualTuple(slot);
-	return slot;
+	if (!next_row(state->kind, state->rows, slot->tts_values, slot->tts_isnull))
+		return slot;
+	if (state->row_desc != NULL)
+	{
+		MemoryContext saved =
+			MemoryContextSwitchTo(node->ps.ps_ExprContext->ecxt_per_tuple_memory);
+
+		slot->tts_values[RE_NATTS] =
+			HeapTupleGetDatum(heap_form_tuple(state->row_desc, slot->tts_values,
+											  slot->tts_isnull));
+		slot->tts_isnull[RE_NATTS] = false;
+		MemoryContextSwitchTo(saved);
+	}
+	return ExecStoreVirtualTuple(slot);
 }
 
 static bool
@@ -501,23 +593,19 @@ exec_scan(CustomScanState *node)
 static void
 end_scan(CustomScanState *node)
 {
-	close_reader((ReadScanState *) node);
+	close_scan((ReadScanState *) node);
 }
 
 static void
 rescan_scan(CustomScanState *node)
 {
-	close_reader((ReadScanState *) node);
+	close_scan((ReadScanState *) node);
 	ExecScanReScan(&node->ss);
 }
 
 static void
 explain_scan(CustomScanState *node, List *ancestors, ExplainState *es)
 {
-	static const char *const names[READ_POSITIONS] = {
-		"read_stream", "read_category", "read_all", "events_since",
-		"find_event", "last_event", "trace"
-	};
 	ReadScanState *state = (ReadScanState *) node;
 	ReadRequest request = {0};
 	ReadCounts	counts = state->counts;
@@ -525,7 +613,7 @@ explain_scan(CustomScanState *node, List *ancestors, ExplainState *es)
 	FuncExpr   *call = linitial_node(FuncExpr, scan->custom_exprs);
 
 	/* which index it is depends on which filters are given */
-	request.kind = state->kind;
+	request.kind = state->kind < READ_POSITIONS ? state->kind : READ_STREAM;
 	if (state->kind == READ_CATEGORY)
 		request.by_category = true;
 	else if (state->kind == READ_ALL || state->kind == READ_SINCE)
@@ -536,13 +624,13 @@ explain_scan(CustomScanState *node, List *ancestors, ExplainState *es)
 			if (!IsA(arg, Const) || !((Const *) arg)->constisnull)
 				request.by_category = true;
 		}
-	ExplainPropertyText("Function", names[state->kind], es);
+	ExplainPropertyText("Function", read_functions[state->kind].name, es);
 	ExplainPropertyText("Segment Index", read_index_columns(&request), es);
 	if (!es->analyze)
 		return;
-	if (state->reader != NULL)
+	if (state->rows != NULL)
 	{
-		ReadCounts	open = reader_counts(state->reader);
+		ReadCounts	open = row_counts(state->kind, state->rows);
 
 		counts.segments += open.segments;
 		counts.ranges += open.ranges;
