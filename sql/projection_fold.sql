@@ -104,7 +104,7 @@ END $$;
 SELECT setseed(0.4);
 CREATE TABLE patch AS
 SELECT g, n, random_value(4, CASE WHEN g % 2 = 0 THEN 5 ELSE 300 END) AS p
-FROM generate_series(1, 60) g, generate_series(1, 40) n;
+FROM generate_series(1, 24) g, generate_series(1, 30) n;
 -- equal, and in the same bytes
 SELECT count(*), count(*) FILTER (WHERE one = other) AS equal,
 	count(*) FILTER (WHERE md5(jsonb_send(one)) = md5(jsonb_send(other))
@@ -332,11 +332,11 @@ BEGIN
 	END IF;
 	RETURN state;
 END $$;
-SELECT h, memory < 8 * 1024 * 1024 AS bounded
+SELECT h, memory < 6 * 1024 * 1024 AS bounded
 FROM unnest(ARRAY['merge_patch', 'sum(a)', 'max(a)', 'last(o)', 'count(a)', 'merge_patch(o)', 'f_c_like']) h,
 LATERAL (SELECT event_store.fold(h, event(n, data)) AS state,
 		(event_store.fold('f_look', event(n, data)))::text::bigint AS memory
-	FROM (SELECT s.* FROM generate_series(1, 100) r, step s ORDER BY r, n) AS s) v;
+	FROM (SELECT s.* FROM generate_series(1, 40) r, step s ORDER BY r, n) AS s) v;
 
 DROP SCHEMA fold_test, fold_other CASCADE;
 DROP OWNED BY fold_user;
