@@ -107,6 +107,10 @@ INSERT INTO api VALUES
 	('subscription_lag',
 	 'subscription text, max_count bigint DEFAULT 10000, OUT open_events bigint, OUT oldest_recorded_at timestamp with time zone',
 	 'record', 'stable', 'unsafe', 'c', false),
+	('apply_merge_patch', 'target jsonb, patch jsonb', 'jsonb', 'immutable', 'safe', 'c', false),
+	('merge_patch', 'patch jsonb', 'jsonb', 'immutable', 'safe', 'internal', false),
+	('fold', 'handler text, event event_store.recorded_event', 'jsonb', 'immutable', 'unsafe', 'internal', false),
+	('as_recorded_event', 'event event_store.events', 'event_store.recorded_event', 'stable', 'safe', 'c', false),
 	('save_snapshot',
 	 'stream text, version bigint, state jsonb, schema_version integer DEFAULT 1, fold text DEFAULT NULL::text, keep integer DEFAULT 3',
 	 'boolean', 'volatile', 'unsafe', 'c', true),
@@ -145,7 +149,8 @@ INSERT INTO api VALUES
 CREATE TEMPORARY TABLE internal (name text PRIMARY KEY) ON COMMIT DROP;
 INSERT INTO internal VALUES
 	('refuse_change'), ('advance_position_counter'), ('gather_event'),
-	('write_gathered'), ('read_support');
+	('write_gathered'), ('read_support'), ('merge_patch_step'), ('merge_patch_result'),
+	('fold_step'), ('fold_result');
 
 CREATE TEMPORARY VIEW function AS
 SELECT p.oid, p.proname::text AS name, p.prosecdef, p.proconfig, p.proacl, p.proowner,
@@ -263,6 +268,12 @@ SELECT is_empty($$
 		AND col_description(attrelid, attnum) IS NULL$$,
 	'everything has a comment');
 
+SELECT is((SELECT castcontext::text FROM pg_cast
+		WHERE castsource = 'event_store.events'::regtype AND casttarget = 'event_store.recorded_event'::regtype), 'i',
+	'a row of the view goes where a recorded_event is wanted');
+SELECT set_eq($$SELECT proname::text FROM pg_proc WHERE pronamespace = 'event_store'::regnamespace AND prokind = 'a'$$,
+	ARRAY['merge_patch', 'fold'], 'these are aggregates');
+
 -- ---------------------------------------------------------------------------
 -- Privileges
 -- ---------------------------------------------------------------------------
@@ -270,7 +281,8 @@ SELECT is_empty($$
 SELECT is_empty($$
 	SELECT name FROM function WHERE has_function_privilege('public', oid, 'EXECUTE')
 	AND name IN (SELECT name FROM api WHERE privileged
-		UNION ALL SELECT name FROM internal WHERE name <> 'read_support')$$,
+		UNION ALL SELECT name FROM internal
+			WHERE name NOT IN ('read_support', 'merge_patch_step', 'merge_patch_result', 'fold_step', 'fold_result'))$$,
 	'PUBLIC may not execute what writes, or what has rights of its own');
 SELECT is_empty($$
 	SELECT name FROM function WHERE NOT has_function_privilege('public', oid, 'EXECUTE')

@@ -66,7 +66,7 @@ SELECT count(*) FROM event_store.snapshots;
 
 -- with snapshots at random places, of each fold (as the oracle has them), and some that nobody may trust
 CREATE FUNCTION save_some(_count int) RETURNS bigint LANGUAGE sql AS $$
-	SELECT count(event_store.save_snapshot(stream, version, coalesce(from_the_first(stream, fold, version, NULL), 'null'), 1, CASE fold WHEN 'chain' THEN 'public.chain(pg_catalog.jsonb,event_store.recorded_event)' ELSE fold END, keep => 5))
+	SELECT count(event_store.save_snapshot(stream, version, coalesce(from_the_first(stream, fold, version, NULL), 'null'), 1, CASE fold WHEN 'chain' THEN 'public.chain' ELSE fold END, keep => 5))
 	  FROM (SELECT e.stream, e.version, f.fold FROM event_store.events AS e, folds AS f ORDER BY random() LIMIT _count) AS x
 	 WHERE from_the_first(stream, fold, version, NULL) IS NOT NULL
 $$;

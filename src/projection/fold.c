@@ -28,7 +28,6 @@
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/regproc.h"
 #include "utils/syscache.h"
 #include "utils/typcache.h"
 #include "utils/varlena.h"
@@ -190,7 +189,8 @@ fold_refuse_text(MemoryContext context)
 	error = CopyErrorData();
 	FlushErrorState();
 	if (ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_DATA_EXCEPTION ||
-		error->sqlerrcode == ERRCODE_INVALID_NAME)
+		error->sqlerrcode == ERRCODE_INVALID_NAME ||
+		error->sqlerrcode == ERRCODE_SYNTAX_ERROR)
 	{
 		error->sqlerrcode = ERRCODE_VE_INVALID_ARGUMENT;
 		if (error->hint == NULL)
@@ -214,15 +214,16 @@ find_function(const char *handler, Oid event_type)
 			function = DatumGetObjectId(DirectFunctionCall1(regprocedurein,
 															CStringGetDatum(handler)));
 		else
+		{
 			name = textToQualifiedNameList(cstring_to_text(handler));
+			function = LookupFuncName(name, 2, types, true);
+		}
 	}
 	PG_CATCH();
 	{
 		fold_refuse_text(context);
 	}
 	PG_END_TRY();
-	if (name != NIL)
-		function = LookupFuncName(name, 2, types, true);
 	if (!OidIsValid(function))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
@@ -268,7 +269,8 @@ open_function(Fold *fold, const char *handler)
 	InvokeFunctionExecuteHook(fold->function);
 
 	fold->method = &function_method;
-	fold->name = format_procedure_qualified(fold->function);
+	fold->name = quote_qualified_identifier(get_namespace_name(get_func_namespace(fold->function)),
+											get_func_name(fold->function));
 	fmgr_info_cxt(fold->function, &fold->flinfo, fold->context);
 	fold->event_desc = lookup_rowtype_tupdesc_copy(event_type, -1);
 	fold->call_context = AllocSetContextCreate(fold->context, "fold's call",

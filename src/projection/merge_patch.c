@@ -9,10 +9,10 @@
  * and one look-up for each of its keys, however large the document is; bytes of
  * jsonb are made for a result only.
  *
- * What members no longer point to is garbage.  When there is more of it than
- * of the document (`limit`) the document is written out, and begins anew from
- * these bytes: memory is bounded by the document's size, and each byte of a
- * patch is copied a bounded number of times on average.
+ * What members no longer point to is garbage.  When patches have brought more
+ * bytes than twice those of the document (`limit`) it is written out, and
+ * begins anew from that: memory is bounded by the document's size, and each
+ * byte of a patch is copied a bounded number of times on average.
  *
  * Members stand in an array in the order in which they came.  Those of a patch
  * are sorted, as jsonb has them, and most patches of a stream look alike: the
@@ -78,7 +78,8 @@ struct MergeDocument
 	MemoryContext parent;
 	MemoryContext context;
 	Size		used;			/* bytes in the context */
-	Size		limit;			/* beyond that garbage is looked for */
+	Size		patches;		/* bytes of patches among them */
+	Size		limit;			/* when there are more of these the garbage goes */
 	MergeValue	root;			/* a container, an object, or none */
 };
 
@@ -562,6 +563,7 @@ new_context(MergeDocument *document)
 	document->context = AllocSetContextCreate(document->parent, "merged document",
 											  ALLOCSET_START_SMALL_SIZES);
 	document->used = 0;
+	document->patches = 0;
 }
 
 MergeDocument *
@@ -592,13 +594,14 @@ merge_load(MergeDocument *document, const JsonbContainer *container, Size size)
 	if (document->used > 0)
 		MemoryContextReset(document->context);
 	document->used = 0;
+	document->patches = 0;
 	document->root.kind = VALUE_NONE;
 	copy = take(document, size);
 	memcpy(copy, container, size);
 	document->root.kind = JENTRY_ISCONTAINER;
 	document->root.size = size;
 	document->root.at.bytes = copy;
-	document->limit = MIN_GARBAGE + 4 * size;
+	document->limit = MIN_GARBAGE + 2 * size;
 }
 
 /* Writes the document out, and begins anew with that. */
@@ -617,7 +620,7 @@ drop_garbage(MergeDocument *document)
 	document->root.size = VARSIZE(written) - VARHDRSZ;
 	document->root.at.bytes = (const char *) &written->root;
 	document->used = VARSIZE(written);
-	document->limit = MIN_GARBAGE + 4 * document->used;
+	document->limit = MIN_GARBAGE + 2 * document->used;
 	MemoryContextDelete(before);
 }
 
@@ -642,8 +645,9 @@ merge_apply(MergeDocument *document, const JsonbContainer *patch, Size size)
 	merge_object(document, open_object(document, &document->root),
 				 (const JsonbContainer *) copy);
 	if (is_first)
-		document->limit = MIN_GARBAGE + 4 * size;
-	if (document->used > document->limit)
+		document->limit = MIN_GARBAGE + 2 * size;
+	document->patches += size;
+	if (document->patches > document->limit)
 		drop_garbage(document);
 }
 
