@@ -84,7 +84,7 @@ SELECT * FROM wrong;
 SELECT event_store.set_snapshot_policy('chain', every_events => 50, keep => 2);
 SELECT event_store.set_snapshot_policy('sum( amount )', '{long}', 50, keep => 100);
 SELECT * FROM wrong;
-SELECT fold, count(*) > 3 AS some, count(DISTINCT stream), min(stream), max(stream) FROM event_store.snapshots GROUP BY fold ORDER BY fold;
+SELECT fold, count(*) > 3 AS some, bool_and(stream LIKE 'long-%') AS all_long FROM event_store.snapshots GROUP BY fold ORDER BY fold;
 SELECT * FROM wrong;
 -- a fold that has no state yet
 SELECT event_store.set_snapshot_policy('max(tag)', '{long}', 20, keep => 5);
@@ -92,7 +92,7 @@ SELECT * FROM wrong;
 SELECT count(*) > 5 AS some, bool_or(size IS NULL) AS without FROM event_store.snapshots WHERE fold = 'max(tag)';
 SELECT * FROM wrong;
 -- one that would not be kept is not saved; nor one that is there
-SELECT event_store.drop_snapshots();
+SELECT event_store.drop_snapshots() > 0;
 SELECT (event_store.state_at('long-1', 'chain', v)->>'n')::int FROM unnest('{120,60,180,90,120,180}'::int[]) v;
 SELECT version FROM event_store.snapshots;
 SELECT max(id) - min(id) AS between FROM event_store.snapshot;
