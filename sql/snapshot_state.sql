@@ -66,7 +66,7 @@ SELECT count(*) FROM event_store.snapshots;
 
 -- with snapshots at random places, of each fold (as the oracle has them), and some that nobody may trust
 CREATE FUNCTION save_some(_count int) RETURNS bigint LANGUAGE sql AS $$
-	SELECT count(event_store.save_snapshot(stream, version, coalesce(from_the_first(stream, fold, version, NULL), 'null'), 1, CASE fold WHEN 'chain' THEN 'public.chain(pg_catalog.jsonb,event_store.recorded_event)' ELSE fold END, keep => 5))
+	SELECT count(event_store.save_snapshot(stream, version, coalesce(from_the_first(stream, fold, version, NULL), 'null'), 1, CASE fold WHEN 'chain' THEN 'public.chain' ELSE fold END, keep => 5))
 	  FROM (SELECT e.stream, e.version, f.fold FROM event_store.events AS e, folds AS f ORDER BY random() LIMIT _count) AS x
 	 WHERE from_the_first(stream, fold, version, NULL) IS NOT NULL
 $$;
@@ -84,7 +84,7 @@ SELECT * FROM wrong;
 SELECT event_store.set_snapshot_policy('chain', every_events => 50, keep => 2);
 SELECT event_store.set_snapshot_policy('sum( amount )', '{long}', 50, keep => 100);
 SELECT * FROM wrong;
-SELECT fold, count(*) > 3 AS some, count(DISTINCT stream), min(stream), max(stream) FROM event_store.snapshots GROUP BY fold ORDER BY fold;
+SELECT fold, count(*) > 3 AS some, bool_and(stream LIKE 'long-%') AS all_long FROM event_store.snapshots GROUP BY fold ORDER BY fold;
 SELECT * FROM wrong;
 -- a fold that has no state yet
 SELECT event_store.set_snapshot_policy('max(tag)', '{long}', 20, keep => 5);
@@ -92,7 +92,7 @@ SELECT * FROM wrong;
 SELECT count(*) > 5 AS some, bool_or(size IS NULL) AS without FROM event_store.snapshots WHERE fold = 'max(tag)';
 SELECT * FROM wrong;
 -- one that would not be kept is not saved; nor one that is there
-SELECT event_store.drop_snapshots();
+SELECT event_store.drop_snapshots() > 0;
 SELECT (event_store.state_at('long-1', 'chain', v)->>'n')::int FROM unnest('{120,60,180,90,120,180}'::int[]) v;
 SELECT version FROM event_store.snapshots;
 SELECT max(id) - min(id) AS between FROM event_store.snapshot;
