@@ -122,8 +122,12 @@ breaker_limit(Subscription *subscription, int max_count)
 			return 0;
 		subscription->breaker = BREAKER_HALF_OPEN;
 	}
-	/* no more of them than that are out at a time */
-	return (int) Max(Min(max_count, subscription->breaker_probes - batch_leased(subscription, NULL)), 0);
+	/*
+	 * No more of them than that are out at a time.  Those under leases that are over
+	 * don't count: they would never be taken back if nothing were delivered.
+	 */
+	return (int) Max(Min(max_count, subscription->breaker_probes -
+						 batch_leased(subscription, NULL, false)), 0);
 }
 
 /*

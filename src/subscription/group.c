@@ -556,7 +556,7 @@ group_reslot(Subscription *subscription)
 	failure_reclaim(subscription, slots, subscription->slots, NULL, true, &silences);
 	breaker_silences(subscription, silences);
 	/* a heartbeat may just have one of them locked: another time, then */
-	if (batch_leased(subscription, NULL) > 0)
+	if (batch_leased(subscription, NULL, true) > 0)
 		return true;
 	batch_deal_anew(subscription, subscription->wanted_slots);
 	detail = psprintf("%d to %d", subscription->slots, subscription->wanted_slots);
