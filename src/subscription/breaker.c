@@ -113,6 +113,8 @@ change_state(Subscription *subscription, const char *from, const char *also_from
 int
 breaker_limit(Subscription *subscription, int max_count)
 {
+	int64		room;
+
 	if (subscription->breaker_failures == 0 || subscription->breaker == BREAKER_CLOSED)
 		return max_count;
 	if (subscription->breaker == BREAKER_OPEN)
@@ -126,8 +128,8 @@ breaker_limit(Subscription *subscription, int max_count)
 	 * No more of them than that are out at a time.  Those under leases that are over
 	 * don't count: they would never be taken back if nothing were delivered.
 	 */
-	return (int) Max(Min(max_count, subscription->breaker_probes -
-						 batch_leased(subscription, NULL, false)), 0);
+	room = subscription->breaker_probes - batch_leased(subscription, NULL, false);
+	return (int) Max(Min(room, max_count), 0);
 }
 
 /*
