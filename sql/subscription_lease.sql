@@ -224,6 +224,15 @@ SELECT silence('silent', 's2'), silence('silent', 's3');
 SELECT count(*) > 0 AS some FROM event_store.poll('silent', 5, 's4', lease => '1 hour');
 SELECT failures, breaker FROM event_store.subscriptions WHERE name = 'silent';
 
+-- half-open, and who has the probes falls silent: they are taken back, and the breaker opens again
+SELECT event_store.create_subscription('probe', mode => 'competing', breaker_failures => 1, breaker_timeout => '0', breaker_probes => 2, first_delay => '0');
+SELECT event_store.nack('probe', min(position), 'bad') FROM event_store.poll('probe', 1);
+SELECT count(*) FROM event_store.poll('probe', 5, 'p1', lease => '1 hour');
+SELECT count(*) FROM event_store.poll('probe', 5, 'p2', lease => '1 hour');
+SELECT silence('probe', 'p1');
+SELECT count(*) FROM event_store.poll('probe', 5, 'p2', lease => '1 hour');
+SELECT failures, breaker, leased FROM event_store.subscriptions WHERE name = 'probe';
+
 SELECT call, raises('SELECT event_store.' || call) FROM unnest(ARRAY[
 	'create_subscription(''n'', mode => ''other'')', 'create_subscription(''n'', mode => ''competing'', slots => 2)', 'create_subscription(''n'', slots => 0)',
 	'create_subscription(''n'', slots => 2000)', 'create_subscription(''n'', priority_key => ''p'')', 'create_subscription(''n'', mode => ''competing'', priority_key => '''')',

@@ -1,22 +1,27 @@
 # Groups, leases and competing consumers under fire.
 #
-# Four subscriptions of one store at once, each with consumers that work as a
+# Five subscriptions of one store at once, each with consumers that work as a
 # client would, and fail as clients do: they are ended in the middle of
-# anything, fall silent and come back, leave, roll back, and refuse events.
-# Meanwhile writers append, the number of slots changes, dead letters are
-# replayed, and the server is killed once.
+# anything, fall silent and come back, leave, roll back, prepare and are
+# committed or rolled back later, by others, and refuse events. Meanwhile writers
+# append, the worker deals, and comes and goes, the number of slots changes,
+# subscriptions are paused, circuit breakers open, dead letters are replayed, and
+# the server is killed once.
 #
 #   leased	a group of consumers with names and leases that work outside the
 #			transaction: each effect is a transaction of its own
 #   group	a group of nameless consumers, poll, effect and acknowledgement in
 #			one transaction
+#	again	the same, and it is rewound now and then
 #   work	competing consumers with leases, some without
 #   poison	one slot, and one event that nobody survives
 #
 # The oracles: every event has its effect in the end; in the group exactly once,
 # and in order of position within each stream; under leases the first effects
 # of a stream's events come in their order, and so do the acknowledgements that
-# counted, of which each event has one. A consumer in whose transaction an
+# counted, of which each event has one; where it was rewound, one for each time
+# that it was open, in an order that follows from those of the others and the
+# rewinds. A consumer in whose transaction an
 # acknowledgement counts for less or more than it was given has met an error.
 #
 # EVENT_STORE_CHAOS_SECONDS (default 8) is how long it goes on, EVENT_STORE_SEED
@@ -42,17 +47,22 @@ my $dir = work_dir();
 note "seed $seed (EVENT_STORE_SEED), $seconds s (EVENT_STORE_CHAOS_SECONDS)";
 srand($seed);
 
-my @all = ('group', 'leased', 'poison', 'work');
+my @all = ('again', 'group', 'leased', 'poison', 'work');
 my $node = new_node('chaos', conf => 'restart_after_crash = on');
 create_store($node, 'postgres', 64);
 $node->safe_psql('postgres', <<'EOT');
+SELECT event_store.start_worker();
 CREATE TABLE effect (n bigserial, subscription text, position bigint, stream text,
 	attempt int, consumer text, at timestamptz DEFAULT clock_timestamp());
 CREATE TABLE acked (n bigserial, subscription text, position bigint, consumer text);
-SELECT event_store.create_subscription('leased', slots => 5, first_delay => '10 ms', max_attempts => 6);
-SELECT event_store.create_subscription('group', slots => 4, first_delay => '10 ms', max_attempts => 4);
+SELECT event_store.create_subscription('leased', slots => 5, first_delay => '10 ms', max_attempts => 6,
+	breaker_failures => 3, breaker_window => '1 s', breaker_timeout => '50 ms', breaker_probes => 3);
+SELECT event_store.create_subscription('group', slots => 4, first_delay => '10 ms', max_attempts => 4,
+	breaker_failures => 5, breaker_window => '500 ms', breaker_timeout => '30 ms');
+SELECT event_store.create_subscription('again', slots => 3, first_delay => '10 ms', max_attempts => 4);
 SELECT event_store.create_subscription('work', mode => 'competing', priority_key => 'priority',
-	first_delay => '10 ms', max_attempts => 6);
+	first_delay => '10 ms', max_attempts => 6,
+	breaker_failures => 3, breaker_window => '1 s', breaker_timeout => '50 ms', breaker_probes => 2);
 SELECT event_store.create_subscription('poison', first_delay => '10 ms', max_attempts => 6);
 INSERT INTO event_store.events (stream, type, data)
 SELECT 's-' || i % 3, CASE WHEN i = 22 THEN 'poison' ELSE 'a' END, to_jsonb(i)
@@ -62,8 +72,6 @@ EOT
 # ---------------------------------------------------------------------------
 # Clients
 # ---------------------------------------------------------------------------
-
-sub stopped { return -e "$dir/stop" }
 
 # What a command of a client may end with: anything that was done to it from
 # outside, but no error of ours, no broken constraint, and no deadlock.
@@ -84,6 +92,35 @@ sub do_sql
 	return undef if $session->{lost};
 	my @rows = $session->try($sql);
 	return check($session) ? \@rows : undef;
+}
+
+sub stopped { return -e "$dir/stop" }
+
+# Ends the transaction: commits it, or prepares it, and others decide what becomes of
+# it (settle()). Returns the command that it was, if it succeeded.
+my $prepared = 0;
+
+sub end_transaction
+{
+	my ($session) = @_;
+	my $end = !stopped() && rand() < 0.05 ? "PREPARE TRANSACTION 'p-$$-" . ++$prepared . q(') : 'COMMIT';
+
+	return do_sql($session, $end) ? $end =~ s/ .*//sr : undef;
+}
+
+# Commits, or rolls back, what has been prepared.
+sub settle
+{
+	my ($session, $chance) = @_;
+	my $gids = do_sql($session, 'SELECT gid FROM pg_prepared_xacts') or return;
+
+	foreach (@$gids)
+	{
+		my $end = rand() < 0.7 ? 'COMMIT' : 'ROLLBACK';
+
+		do_sql($session, "$end PREPARED '$_'") if rand() < $chance;
+	}
+	return;
 }
 
 # Until the test is stopped. The code is called again and again, with a session
@@ -300,8 +337,10 @@ EOT
 		}
 	}
 	usleep(rand 30_000) if rand() < 0.1;
-	main::do_sql($session, 'COMMIT') or return;
+	my $end = main::end_transaction($session) or return;
 
+	# it cannot know what it has, as long as that is not decided
+	$self->{unsure} = 1 if $end eq 'PREPARE';
 	my %is_acked = map { $_->{position} => 1 } @chosen;
 	@{ $self->{hand} } = grep { !$is_acked{ $_->{position} } } @{ $self->{hand} };
 	return 1;
@@ -479,7 +518,7 @@ EOT
 INSERT INTO acked (subscription, position) SELECT '$subscription', unnest('{@{[join ',', @done]}}'::bigint[])
 EOT
 	}
-	do_sql($session, 'COMMIT');
+	end_transaction($session);
 	return;
 }
 
@@ -519,9 +558,18 @@ sub nameless
 	return worker(sub { return sub { consume_in_transaction($_[0], $subscription) } });
 }
 
+# Nobody works with the subscription meanwhile, so what was acknowledged before and
+# after shows by the numbers.
+my $rewind = <<'EOT';
+WITH back AS MATERIALIZED (SELECT event_store.rewind_subscription('again', floor(random() * checkpoint)::bigint) AS position
+	FROM event_store.subscriptions WHERE name = 'again')
+INSERT INTO acked (subscription, position, consumer) SELECT 'again', position, 'rewind' FROM back
+EOT
+
 my @workers = (
 	(map { consumer('leased', nack => 0.02, silent => 0.005, leave => 0.005) } 1 .. 4),
-	(map { nameless('group') } 1 .. 4),
+	(map { nameless('group') } 1 .. 3),
+	(map { nameless('again') } 1 .. 2),
 	(map { consumer('work', competing => 1, nack => 0.02, silent => 0.005, leave => 0.005) } 1 .. 3),
 	nameless('work'),
 	(map { consumer('poison', poison => 1, careful => 1, count => 6) } 1 .. 2));
@@ -549,21 +597,61 @@ EOT
 push @workers, worker(sub {
 	return sub {
 		my ($session) = @_;
-		my $name = rand() < 0.5 ? 'leased' : 'group';
+		my $name = ('leased', 'group', 'again')[ int rand 3 ];
+		my $choice = rand;
 
 		usleep(50_000 + rand 300_000);
-		if (rand() < 0.7)
+		if ($choice < 0.4)
 		{
 			my $slots = 1 + int rand 8;
 
 			do_sql($session, "SELECT event_store.alter_subscription('$name', slots => $slots)") or return;
 		}
-		else
+		elsif ($choice < 0.6)
 		{
 			do_sql($session, "SELECT event_store.replay_dead_letters('$name')") or return;
 		}
+		elsif ($choice < 0.75)
+		{
+			do_sql($session, $rewind) or return;
+		}
+		elsif ($choice < 0.85)
+		{
+			$name = $all[ int rand @all ];
+			do_sql($session, "SELECT event_store.pause_subscription('$name')") or return;
+			usleep(rand 200_000);
+			do_sql($session, "SELECT event_store.resume_subscription('$name')") or return;
+		}
+		elsif ($choice < 0.95)
+		{
+			do_sql($session, 'SELECT event_store.deal_subscriptions()') or return;
+		}
+		else
+		{
+			# there may be one, or none to be had just now
+			$session->try('SELECT event_store.start_worker()');
+			die "$session->{sqlstate}: $session->{message}\n" if $session->{sqlstate} =~ /^(XX|23|40P01)/;
+		}
+		# as one that was ended after it had paused it
+		do_sql($session, "SELECT event_store.resume_subscription('$_')") or return foreach @all;
 		do_sql($session, 'SELECT * FROM event_store.subscriptions');
 	};
+});
+
+# The others may wait for what is prepared, so this one is the last to end.
+my $settler = start_worker(sub {
+	srand($seed);
+	until (-e "$dir/settled")
+	{
+		my $session = eval { EventStoreTest::Session->new($node, 'postgres') };
+
+		until (!$session || $session->{lost} || !$session->{backend} || -e "$dir/settled")
+		{
+			settle($session, 0.3);
+			usleep(rand 100_000);
+		}
+		usleep(20_000);
+	}
 });
 
 # Backends are ended; one time one is killed, and the server with it.
@@ -574,7 +662,7 @@ while (time < $until)
 	usleep(100_000 + rand 200_000);
 	my $pid = eval { $node->safe_psql('postgres', <<'EOT') };
 SELECT pid FROM pg_stat_activity
-WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1
+WHERE backend_type IN ('client backend', 'event_store worker') AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1
 EOT
 	next unless $pid;
 	if (!$crashed && time > $until - $seconds / 2)
@@ -590,7 +678,21 @@ EOT
 append_to_file("$dir/stop", '');
 ok($crashed, 'the server was killed');
 is(wait_workers(@workers), 0, 'consumers, writers and who alters met no error');
+append_to_file("$dir/settled", '');
+is(wait_workers($settler), 0, 'nor did who commits what is prepared');
 $node->poll_query_until('postgres', 'SELECT true');
+{
+	my $session = EventStoreTest::Session->new($node, 'postgres');
+
+	settle($session, 1);
+	$session->run($rewind);
+	$session->run("SELECT event_store.resume_subscription('$_')") foreach @all;
+	$session->quit;
+}
+note 'changes: ', $node->safe_psql('postgres', <<'EOT');
+SELECT string_agg(subscription || ' ' || change || ' ' || n, ', ' ORDER BY subscription, change)
+FROM (SELECT subscription, change, count(*) AS n FROM event_store.subscription_history GROUP BY 1, 2) h
+EOT
 
 # ---------------------------------------------------------------------------
 # The rest
@@ -670,9 +772,9 @@ sub counters_add_up
 	foreach my $name (@all)
 	{
 		query_is($node, 'postgres', "$name: $when: counters add up", 't|0|0|t|t', <<"EOT");
-SELECT acknowledged + open_events = (SELECT count(*) FROM event_store.events), queued, leased,
+SELECT name = 'again' OR acknowledged + open_events = (SELECT count(*) FROM event_store.events), queued, leased,
 	open_events = retries + waiting + dead_letters,
-	acknowledged = (SELECT count(*) FROM acked WHERE subscription = name)
+	acknowledged = (SELECT count(*) FROM acked WHERE subscription = name AND consumer IS DISTINCT FROM 'rewind')
 FROM event_store.subscriptions WHERE name = '$name'
 EOT
 	}
@@ -711,6 +813,45 @@ query_is($node, 'postgres', 'nothing has failed that is not done', '0',
 # Effects
 # ---------------------------------------------------------------------------
 
+# Goes through acknowledgements and rewinds one by one: those of a stream are always
+# its first events, as many as are done; a rewind leaves those up to a position. Each
+# event is acknowledged once, in order; in the end all are. Returns what is wrong.
+sub acknowledged_in_order
+{
+	my ($name) = @_;
+	my (%events, %place, %done);
+
+	foreach (split /\n/, $node->safe_psql('postgres', 'SELECT position, stream FROM event_store.events ORDER BY 1'))
+	{
+		my ($position, $stream) = split /\|/;
+
+		push @{ $events{$stream} }, $position;
+		$place{$position} = [ $stream, scalar @{ $events{$stream} } ];
+		$done{$stream} = 0;
+	}
+	foreach (split /\n/, $node->safe_psql('postgres',
+			"SELECT position, coalesce(consumer, '') FROM acked WHERE subscription = '$name' ORDER BY n"))
+	{
+		my ($position, $consumer) = split /\|/;
+
+		if ($consumer eq 'rewind')
+		{
+			foreach my $stream (keys %done)
+			{
+				$done{$stream}-- while $done{$stream} > 0 && $events{$stream}[ $done{$stream} - 1 ] > $position;
+			}
+			next;
+		}
+		my ($stream, $n) = @{ $place{$position} };
+
+		return "position $position, event $n of $stream, after $done{$stream}" if $n != $done{$stream} + 1;
+		$done{$stream} = $n;
+	}
+	my @left = grep { $done{$_} != @{ $events{$_} } } sort keys %done;
+
+	return @left ? "not all of @left" : '';
+}
+
 foreach my $name (@all)
 {
 	query_is($node, 'postgres', "$name: each event has an effect, and no other has", '0|0', <<"EOT");
@@ -719,7 +860,7 @@ SELECT (SELECT count(*) FROM (SELECT position FROM event_store.events
 	(SELECT count(*) FROM (SELECT position FROM effect WHERE subscription = '$name'
 		EXCEPT SELECT position FROM event_store.events) d)
 EOT
-	query_is($node, 'postgres', "$name: each event was acknowledged once", '0|0', <<"EOT");
+	query_is($node, 'postgres', "$name: each event was acknowledged once", '0|0', <<"EOT") if $name ne 'again';
 SELECT (SELECT count(*) FROM (SELECT position FROM event_store.events
 		EXCEPT ALL SELECT position FROM acked WHERE subscription = '$name') d),
 	(SELECT count(*) FROM (SELECT position FROM acked WHERE subscription = '$name'
@@ -732,13 +873,15 @@ SELECT stream, earlier, position FROM (
 	FROM (SELECT stream, position, min(n) AS n FROM effect WHERE subscription = '$name' GROUP BY 1, 2) f) e
 WHERE earlier > position LIMIT 5
 EOT
-	query_is($node, 'postgres', "$name: acknowledgements come in order within each stream", '', <<"EOT");
-SELECT stream, earlier, position FROM (
-	SELECT e.stream, a.position, lag(a.position) OVER (PARTITION BY e.stream ORDER BY a.n) AS earlier
-	FROM acked a JOIN event_store.events e USING (position) WHERE a.subscription = '$name') e
-WHERE earlier > position LIMIT 5
-EOT
+	is(acknowledged_in_order($name), '', "$name: acknowledgements come in order within each stream");
 }
+query_is($node, 'postgres', 'again: as many effects as acknowledgements', '', <<'EOT');
+SELECT position, count(f), count(a) FROM
+	(SELECT position, row_number() OVER (PARTITION BY position) AS i, true AS f FROM effect WHERE subscription = 'again') f
+	FULL JOIN (SELECT position, row_number() OVER (PARTITION BY position) AS i, true AS a FROM acked
+		WHERE subscription = 'again' AND consumer IS DISTINCT FROM 'rewind') a USING (position, i)
+WHERE f IS NULL OR a IS NULL GROUP BY position
+EOT
 query_is($node, 'postgres', 'group: each effect once', '0',
 	q(SELECT count(*) - count(DISTINCT position) FROM effect WHERE subscription = 'group'));
 store_is_sound($node, 'postgres', 'at the end');
@@ -875,6 +1018,17 @@ EOT
 $one->run('COMMIT');
 $two->result;
 is(positions($two, q('gone', 4, 'b', lease => '1 min')), "$p[1],$p[2]", 'gone: it has left all that it had');
+
+# The same while it acknowledges itself, in another session.
+@p = make('going', 1, 4);
+positions($two, q('going', 4, 'a', lease => '1 min'));
+$one->run('BEGIN');
+$one->run("SELECT event_store.ack('going', '{$p[0]}', 'a')");
+$two->send(q(SELECT event_store.leave('going', 'a')));
+ok($two->waits, 'going: it waits for what it has acknowledged');
+$one->run('COMMIT');
+$two->result;
+is(positions($two, q('going', 4, 'b', lease => '1 min')), "$p[1],$p[2],$p[3]", 'going: it has left the rest');
 $_->quit foreach ($one, $two);
 
 $node->stop;

@@ -123,6 +123,8 @@ EOT
 	is(scalar(my @none = $session->run("SELECT position FROM event_store.poll('$name', 6)")), 0,
 		"$name: and nothing with it");
 	$session->quit;
+	# its backend may still be about to note it
+	$node->poll_query_until('postgres', "SELECT count(*) > 0 FROM event_store.dead_letters('$name')");
 	query_is($node, 'postgres', "$name: only the last one is dead", $alone[2],
 		"SELECT string_agg(position::text, ',') FROM event_store.dead_letters('$name')");
 }

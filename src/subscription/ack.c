@@ -35,6 +35,9 @@ PG_FUNCTION_INFO_V1(event_store_leave);
 /* a time that is given, at most */
 #define MAX_SECONDS			(100 * 366 * 86400.0)
 
+/* how often leave() looks for what the consumer has, at most */
+#define LEAVE_ROUNDS		10
+
 /* bytes of an error that are kept */
 #define MAX_ERROR_BYTES		10000
 
@@ -520,13 +523,17 @@ event_store_leave(PG_FUNCTION_ARGS)
 	consumer = required_consumer(fcinfo, 1);
 	(void) state_read(name, STATE_LOCK, &subscription);
 	wake_at_end();
-	/* in slots that stand still: what it had goes back in front of what follows */
-	count = batch_slots_held(&subscription, consumer, &slots);
-	if (!subscription.competing && !state_is_direct(&subscription))
-		for (int i = 0; i < count; i++)
-			(void) state_lock_part(&subscription, LOCK_SLOT + slots[i], true);
-	if (count > 0)
+	/*
+	 * In slots that stand still: what it had goes back in front of what follows.
+	 * Where it has waited for an acknowledgement, the rest of that row has another
+	 * key, which shows to the next round.
+	 */
+	for (int round = 0; round < LEAVE_ROUNDS &&
+		 (count = batch_slots_held(&subscription, consumer, &slots)) > 0; round++)
 	{
+		if (!subscription.competing && !state_is_direct(&subscription))
+			for (int i = 0; i < count; i++)
+				(void) state_lock_part(&subscription, LOCK_SLOT + slots[i], true);
 		batch_reclaim(&subscription, slots, count, consumer, false, NULL);
 		failure_reclaim(&subscription, slots, count, consumer, false, NULL);
 	}

@@ -243,11 +243,13 @@ static Statement slots_held = {
 static Statement leased_count = {
 	"SELECT coalesce((SELECT sum(cardinality(b.positions)) FROM event_store.subscription_batch AS b"
 	" WHERE b.subscription_id = $1 AND b.first_position >= $3 AND b.consumer IS NOT NULL"
-	" AND ($2 IS NULL OR b.consumer = $2)), 0)::int8"
+	" AND ($2 IS NULL OR b.consumer = $2)"
+	" AND ($4 OR b.leased_until > pg_catalog.clock_timestamp())), 0)::int8"
 	" + (SELECT count(*) FROM event_store.subscription_failure AS f"
 	" WHERE f.subscription_id = $1 AND f.due IS NOT NULL AND f.consumer IS NOT NULL"
-	" AND ($2 IS NULL OR f.consumer = $2))",
-	3, {INT4OID, TEXTOID, INT8OID}
+	" AND ($2 IS NULL OR f.consumer = $2)"
+	" AND ($4 OR f.leased_until > pg_catalog.clock_timestamp()))",
+	4, {INT4OID, TEXTOID, INT8OID, BOOLOID}
 };
 
 /* what is over stays so; what a transaction of the consumer's own is at is not waited for */
@@ -1222,11 +1224,14 @@ batch_slots_held(Subscription *subscription, text *consumer, int **slots)
 	return count;
 }
 
-/* How many events are out under leases, of a consumer (NULL: all). */
+/*
+ * How many events are out under leases, of a consumer (NULL: all); over: also under
+ * those that are over, and have not been taken back.
+ */
 int64
-batch_leased(Subscription *subscription, text *consumer)
+batch_leased(Subscription *subscription, text *consumer, bool over)
 {
-	Datum		values[3];
+	Datum		values[4];
 	OwnerSwitch saved;
 	bool		isnull;
 	int64		count;
@@ -1234,8 +1239,9 @@ batch_leased(Subscription *subscription, text *consumer)
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = PointerGetDatum(consumer);
 	values[2] = Int64GetDatum(subscription->oldest);
+	values[3] = BoolGetDatum(over);
 	state_begin(&saved);
-	(void) plans_execute(&leased_count, values, consumer == NULL ? " n " : NULL);
+	(void) plans_execute(&leased_count, values, consumer == NULL ? " n  " : NULL);
 	count = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	state_end(&saved);
 	return count;

@@ -113,6 +113,8 @@ change_state(Subscription *subscription, const char *from, const char *also_from
 int
 breaker_limit(Subscription *subscription, int max_count)
 {
+	int64		room;
+
 	if (subscription->breaker_failures == 0 || subscription->breaker == BREAKER_CLOSED)
 		return max_count;
 	if (subscription->breaker == BREAKER_OPEN)
@@ -122,8 +124,12 @@ breaker_limit(Subscription *subscription, int max_count)
 			return 0;
 		subscription->breaker = BREAKER_HALF_OPEN;
 	}
-	/* no more of them than that are out at a time */
-	return (int) Max(Min(max_count, subscription->breaker_probes - batch_leased(subscription, NULL)), 0);
+	/*
+	 * No more of them than that are out at a time.  Those under leases that are over
+	 * don't count: they would never be taken back if nothing were delivered.
+	 */
+	room = subscription->breaker_probes - batch_leased(subscription, NULL, false);
+	return (int) Max(Min(room, max_count), 0);
 }
 
 /*

@@ -751,7 +751,7 @@ failure_take(Subscription *subscription, const int *slots, int nslots, int max_c
 		/* and who has anything else in hand is to be rid of that first */
 		if (by_itself &&
 			(delivered_any(subscription->id) ||
-			 (consumer->name != NULL && batch_leased(subscription, consumer->name) > 0)))
+			 (consumer->name != NULL && batch_leased(subscription, consumer->name, true) > 0)))
 		{
 			*alone = true;
 			break;

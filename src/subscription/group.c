@@ -80,6 +80,7 @@ static Statement beat = {
 	3, {INT4OID, TEXTOID, INTERVALOID}
 };
 
+/* who is just being heard of in an open transaction has rows locked, which nobody waits for */
 static Statement drop_silent = {
 	"WITH gone AS (DELETE FROM event_store.subscription_consumer AS c"
 	" WHERE c.subscription_id = $1 AND c.consumer IN"
@@ -87,8 +88,9 @@ static Statement drop_silent = {
 	" WHERE k.subscription_id = $1 AND k.consumer = ANY ($2)"
 	" AND coalesce(" ALIVE_UNTIL("k.consumer") " <= pg_catalog.clock_timestamp(), true)"
 	" FOR UPDATE SKIP LOCKED) RETURNING c.consumer),"
-	" beats AS (DELETE FROM event_store.subscription_heartbeat AS b USING gone"
-	" WHERE b.subscription_id = $1 AND b.consumer = gone.consumer)"
+	" beats AS (DELETE FROM event_store.subscription_heartbeat AS b WHERE b.ctid = ANY (ARRAY"
+	"(SELECT h.ctid FROM gone JOIN event_store.subscription_heartbeat AS h"
+	" ON h.subscription_id = $1 AND h.consumer = gone.consumer FOR UPDATE OF h SKIP LOCKED)))"
 	" INSERT INTO event_store.subscription_change (subscription_id, change, detail)"
 	" SELECT $1, 'expired', gone.consumer FROM gone",
 	2, {INT4OID, TEXTARRAYOID}
@@ -492,8 +494,9 @@ group_drop_used(Subscription *subscription, const Consumer *consumer, int *slots
 }
 
 static Statement delete_member = {
-	"WITH beats AS (DELETE FROM event_store.subscription_heartbeat AS h"
-	" WHERE h.subscription_id = $1 AND h.consumer = $2)"
+	"WITH beats AS (DELETE FROM event_store.subscription_heartbeat AS h WHERE h.ctid = ANY (ARRAY"
+	"(SELECT k.ctid FROM event_store.subscription_heartbeat AS k"
+	" WHERE k.subscription_id = $1 AND k.consumer = $2 FOR UPDATE SKIP LOCKED)))"
 	" DELETE FROM event_store.subscription_consumer AS c"
 	" WHERE c.subscription_id = $1 AND c.consumer = $2",
 	2, {INT4OID, TEXTOID}
@@ -556,7 +559,7 @@ group_reslot(Subscription *subscription)
 	failure_reclaim(subscription, slots, subscription->slots, NULL, true, &silences);
 	breaker_silences(subscription, silences);
 	/* a heartbeat may just have one of them locked: another time, then */
-	if (batch_leased(subscription, NULL) > 0)
+	if (batch_leased(subscription, NULL, true) > 0)
 		return true;
 	batch_deal_anew(subscription, subscription->wanted_slots);
 	detail = psprintf("%d to %d", subscription->slots, subscription->wanted_slots);

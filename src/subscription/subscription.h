@@ -245,7 +245,7 @@ extern void batch_drop_parked(Subscription *subscription, const EventList *event
 extern int	batch_slots_in_use(Subscription *subscription, const Consumer *except,
 							   bool over, int **slots);
 extern int	batch_slots_held(Subscription *subscription, text *consumer, int **slots);
-extern int64 batch_leased(Subscription *subscription, text *consumer);
+extern int64 batch_leased(Subscription *subscription, text *consumer, bool over);
 extern void batch_extend(Subscription *subscription, const Consumer *consumer,
 						 const Interval *lease);
 extern void batch_renew(Subscription *subscription, const Consumer *consumer);

@@ -4,8 +4,8 @@
  *
  * It does four things, for as long as the store is there:
  *
- * - it is the notifier: woken by each end of a transaction that appended, it
- *	 wakes who waits for events, and sends one notification for all that have
+ * - it is the notifier: woken by each end of a transaction that appended, or
+ *	 worked with a subscription, it wakes who waits for events, and sends one notification for all that have
  *	 become settled since the last one, at most every PAUSE;
  * - it runs the tasks that are due (task.c), each in a transaction of its own;
  * - it does what others ask it for at once (wake.c): its errands;
@@ -326,18 +326,21 @@ work(int64 notified)
 				return;
 			next_look = now + LOOK_INTERVAL;
 		}
-		if (counter_read() > notified)
+		if (woken || counter_read() > notified)
 		{
 			if (now - notified_at < PAUSE && now >= notified_at)
 				pg_usleep(PAUSE - (now - notified_at));
-			SetCurrentStatementStartTimestamp();
-			pgstat_report_activity(STATE_RUNNING, "sending notifications");
-			notified = notify(notified, &more);
+			if (counter_read() > notified)
+			{
+				SetCurrentStatementStartTimestamp();
+				pgstat_report_activity(STATE_RUNNING, "sending notifications");
+				notified = notify(notified, &more);
+			}
+			else
+				/* who has woken it let go of what others wait for, perhaps */
+				wake_waiters();
 			notified_at = GetCurrentTimestamp();
 		}
-		else if (woken)
-			/* it has appended nothing, but let go of what others wait for */
-			wake_waiters();
 		if (woken && errand != NULL)
 		{
 			MemoryContext saved = MemoryContextSwitchTo(TopMemoryContext);
