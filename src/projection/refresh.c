@@ -127,7 +127,7 @@ typedef enum Trouble
 } Trouble;
 
 static Trouble
-trouble_of(const ErrorData *error)
+trouble_of(const Projection *projection, const ErrorData *error)
 {
 	switch (ERRCODE_TO_CATEGORY(error->sqlerrcode))
 	{
@@ -138,10 +138,14 @@ trouble_of(const ErrorData *error)
 			return error->funcname != NULL && strcmp(error->funcname, "ProcessInterrupts") == 0 ?
 				TROUBLE_CALLER : TROUBLE_EVENT;
 		case ERRCODE_INSUFFICIENT_RESOURCES:
+			return TROUBLE_PASSES;
 		case ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION:
 		case ERRCODE_INVALID_SCHEMA_NAME:
-			/* what the handler wants is not there, whatever the event */
-			return TROUBLE_PASSES;
+			/*
+			 * Most often what the handler wants is not there, whatever the event: one
+			 * after the other would be passed over.
+			 */
+			return projection->skips ? TROUBLE_PASSES : TROUBLE_EVENT;
 		default:
 			return error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
 				error->sqlerrcode == ERRCODE_VE_PROJECTION_FAILED ? TROUBLE_PASSES : TROUBLE_EVENT;
@@ -187,7 +191,7 @@ try_batch(const Projection *projection, int64 max_count, Applied *applied, int64
 		RollbackAndReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
-		if (trouble_of(error) == TROUBLE_CALLER)
+		if (trouble_of(projection, error) == TROUBLE_CALLER)
 			ReThrowError(error);
 	}
 	PG_END_TRY();
@@ -214,6 +218,15 @@ put_off(Projection *projection, ErrorData *error)
 
 	projection_write_error(projection, error, 0, false, next_attempt(projection, attempts));
 	projection->failing = true;
+	/* others pass by themselves */
+	if (trouble_of(projection, error) == TROUBLE_EVENT ||
+		ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION ||
+		ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_INVALID_SCHEMA_NAME ||
+		error->sqlerrcode == ERRCODE_VE_PROJECTION_FAILED)
+		ereport(WARNING,
+				(errcode(error->sqlerrcode),
+				 errmsg("projection \"%s\" failed: %s", projection->name, error->message),
+				 error->detail ? errdetail_internal("%s", error->detail) : 0));
 }
 
 /*
@@ -287,7 +300,7 @@ find_failed(Projection *projection, ErrorData *error, Applied *failed, int64 *to
 		else
 		{
 			error = next;
-			if (trouble_of(error) == TROUBLE_PASSES)
+			if (trouble_of(projection, error) == TROUBLE_PASSES)
 			{
 				put_off(projection, error);
 				return false;
@@ -313,7 +326,7 @@ find_failed(Projection *projection, ErrorData *error, Applied *failed, int64 *to
 			return true;
 		}
 		error = next;
-		if (trouble_of(error) == TROUBLE_PASSES)
+		if (trouble_of(projection, error) == TROUBLE_PASSES)
 		{
 			put_off(projection, error);
 			return false;
@@ -324,10 +337,6 @@ find_failed(Projection *projection, ErrorData *error, Applied *failed, int64 *to
 	if (position <= projection->position)
 	{
 		put_off(projection, error);
-		ereport(WARNING,
-				(errcode(error->sqlerrcode),
-				 errmsg("projection \"%s\" failed: %s", projection->name, error->message),
-				 error->detail ? errdetail_internal("%s", error->detail) : 0));
 		return false;
 	}
 	return event_failed(projection, error, position);
@@ -377,7 +386,7 @@ refresh_run(Projection *projection, int64 max_count, TimestampTz until, int64 *t
 				batch_done(projection, &applied);
 			more = !applied.ended;
 		}
-		else if (trouble_of(error) == TROUBLE_PASSES)
+		else if (trouble_of(projection, error) == TROUBLE_PASSES)
 		{
 			put_off(projection, error);
 			more = false;
