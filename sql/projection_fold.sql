@@ -295,7 +295,7 @@ SELECT raises('SELECT event_store.fold_result(NULL)');
 -- In the log
 -- ---------------------------------------------------------------------------
 INSERT INTO event_store.events (stream, type, data)
-SELECT 'fold-' || n % 7, 'T', jsonb_build_object('amount', n / 100.0, 'k' || n % 5, n, 'pad', repeat('x', n % 300), 'large', CASE WHEN n % 97 = 0 THEN repeat(md5(n::text), 500) END)
+SELECT 'fold-' || n % 7, 'T', jsonb_build_object('amount', n / 100.0, 'k' || n % 5, n, 'pad', repeat('x', n % 300), 'large', CASE WHEN n % 97 = 0 THEN (SELECT string_agg(md5(n || '.' || i), '') FROM generate_series(1, 500) i) END)
 FROM generate_series(1, 500) n;
 SELECT count(*), count(*) FILTER (WHERE by_read = by_sql) AS read, count(*) FILTER (WHERE by_view = by_sql) AS view
 FROM (SELECT stream, event_store.fold('sum(amount)', e) AS by_read FROM event_store.read_category('fold', 0, NULL) e GROUP BY stream) r
@@ -318,6 +318,20 @@ SELECT e.version, event_store.fold('sum(amount)', e) OVER (ORDER BY e.version) F
 SELECT count(DISTINCT e), count(e) FROM event_store.read_stream('fold-1') e WHERE e IS NOT NULL OR (e).version > 0;
 SELECT (SELECT event_store.fold('count', e) FROM event_store.read_stream(s) e) FROM unnest(ARRAY['fold-1', 'fold-2', 'none']) s;
 SELECT (array_agg(e ORDER BY e.version DESC))[1].version, octet_length((array_agg(e ORDER BY length(e.data ->> 'large') DESC NULLS LAST))[1].data ->> 'large') FROM event_store.read_stream('fold-6') e;
+
+-- as a value of plpgsql, as text, as jsonb, kept in a table
+CREATE FUNCTION f_row(e event_store.recorded_event) RETURNS int LANGUAGE plpgsql AS $$
+DECLARE copy event_store.recorded_event := e;
+BEGIN
+	copy.version := -1;
+	RETURN e.version + length(e.data ->> 'pad') + length(coalesce(e.data ->> 'large', '')) + copy.version;
+END $$;
+CREATE TABLE kept AS SELECT e FROM event_store.read_category('fold', 0, NULL) e;
+SELECT count(*), count(*) FILTER (WHERE f_row(e) = version + length(data ->> 'pad') + length(coalesce(data ->> 'large', '')) - 1) AS plpgsql,
+	count(*) FILTER (WHERE to_jsonb(e) ->> 'stream' = stream AND to_jsonb(e) -> 'data' = data) AS jsonb,
+	count(*) FILTER (WHERE e::text::event_store.recorded_event = e) AS text,
+	count(*) FILTER (WHERE e = (SELECT k.e FROM kept k WHERE (k.e).position = position)) AS kept
+FROM event_store.read_category('fold', 0, NULL) e;
 
 -- ---------------------------------------------------------------------------
 -- Memory: steps leave nothing behind

@@ -15,6 +15,7 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
+#include "utils/expandedrecord.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/typcache.h"
@@ -184,6 +185,33 @@ plan_fold(FunctionCallInfo fcinfo, PlanFolds *folds, text *handler)
 	return fold;
 }
 
+static void
+step_event(PlanFolds *folds, FoldState *state, Datum event)
+{
+	HeapTupleData tuple;
+	Datum		values[RE_NATTS];
+	bool		nulls[RE_NATTS];
+
+	/* from a plan node of ours, or plpgsql: the columns are there */
+	if (VARATT_IS_EXTERNAL_EXPANDED(DatumGetPointer(event)))
+	{
+		ExpandedRecordHeader *record = (ExpandedRecordHeader *) DatumGetEOHP(event);
+
+		deconstruct_expanded_record(record);
+		if (record->nfields == RE_NATTS)
+		{
+			fold_step(state, record->dvalues, record->dnulls);
+			return;
+		}
+	}
+	tuple.t_data = DatumGetHeapTupleHeader(event);
+	tuple.t_len = HeapTupleHeaderGetDatumLength(tuple.t_data);
+	ItemPointerSetInvalid(&tuple.t_self);
+	tuple.t_tableOid = InvalidOid;
+	heap_deform_tuple(&tuple, folds->event_desc, values, nulls);
+	fold_step(state, values, nulls);
+}
+
 Datum
 event_store_fold_step(PG_FUNCTION_ARGS)
 {
@@ -191,10 +219,6 @@ event_store_fold_step(PG_FUNCTION_ARGS)
 	FoldedGroup *group = PG_ARGISNULL(0) ? NULL : (FoldedGroup *) PG_GETARG_POINTER(0);
 	PlanFolds  *folds = plan_folds(fcinfo);
 	text	   *handler;
-	HeapTupleHeader event;
-	HeapTupleData tuple;
-	Datum		values[RE_NATTS];
-	bool		nulls[RE_NATTS];
 
 	if (PG_ARGISNULL(1))
 		ereport(ERROR,
@@ -218,13 +242,7 @@ event_store_fold_step(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(2))
 		PG_RETURN_POINTER(group);
 
-	event = PG_GETARG_HEAPTUPLEHEADER(2);
-	tuple.t_len = HeapTupleHeaderGetDatumLength(event);
-	ItemPointerSetInvalid(&tuple.t_self);
-	tuple.t_tableOid = InvalidOid;
-	tuple.t_data = event;
-	heap_deform_tuple(&tuple, folds->event_desc, values, nulls);
-	fold_step(group->state, values, nulls);
+	step_event(folds, group->state, PG_GETARG_DATUM(2));
 	PG_RETURN_POINTER(group);
 }
 

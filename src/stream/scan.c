@@ -10,7 +10,9 @@
  * pay for the rest, and EXPLAIN tells what is read, and by which index.
  *
  * A reference to the whole row, as for an aggregate over events, is one more
- * column of the scan, behind those of the event.
+ * column of the scan, behind those of the event.  Its value is an expanded
+ * record around the columns, which only becomes a row where somebody wants the
+ * bytes.
  *
  * Where a custom scan cannot do (WITH ORDINALITY, ROWS FROM, a call in a SELECT
  * list) the functions run as such, row by row.
@@ -36,6 +38,7 @@
 #include "parser/parsetree.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
+#include "utils/expandedrecord.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/typcache.h"
@@ -463,7 +466,7 @@ typedef struct ReadScanState
 	MemoryContext context;		/* of the arguments' values and the rows */
 	void	   *rows;
 	ReadCounts	counts;			/* of rows that are closed */
-	TupleDesc	row_desc;		/* of the row as a value; NULL: not wanted */
+	ExpandedRecordHeader *row;	/* the row as a value; NULL: not wanted */
 } ReadScanState;
 
 static void begin_scan(CustomScanState *node, EState *estate, int eflags);
@@ -508,7 +511,12 @@ begin_scan(CustomScanState *node, EState *estate, int eflags)
 	InvokeFunctionExecuteHook(call->funcid);
 	state->arguments = ExecInitExprList(call->args, &node->ss.ps);
 	if (list_length(scan->custom_scan_tlist) > RE_NATTS)
-		state->row_desc = lookup_rowtype_tupdesc_copy(call->funcresulttype, -1);
+	{
+		state->row = make_expanded_record_from_typeid(call->funcresulttype, -1,
+													  estate->es_query_cxt);
+		if (state->row->nfields != RE_NATTS)
+			elog(ERROR, "recorded_event has %d columns", state->row->nfields);
+	}
 	state->context = AllocSetContextCreate(estate->es_query_cxt,
 										   "event_store scan",
 										   ALLOCSET_DEFAULT_SIZES);
@@ -553,6 +561,35 @@ close_scan(ReadScanState *state)
 	state->rows = NULL;
 }
 
+/*
+ * The row as a value, good for as long as its columns are: whoever keeps it
+ * copies it, and a copy is flat.  A record with values out of line would have
+ * to fetch them into memory of its own, so such a row is made at once.
+ */
+static Datum
+whole_row(ScanState *node, TupleTableSlot *slot)
+{
+	ExpandedRecordHeader *row = ((ReadScanState *) node)->row;
+	MemoryContext saved;
+	Datum		value;
+
+	for (int i = 0; i < RE_NATTS; i++)
+		if (!slot->tts_isnull[i] && TupleDescAttr(row->er_tupdesc, i)->attlen == -1 &&
+			VARATT_IS_EXTERNAL(DatumGetPointer(slot->tts_values[i])))
+		{
+			saved = MemoryContextSwitchTo(node->ps.ps_ExprContext->ecxt_per_tuple_memory);
+			value = HeapTupleGetDatum(heap_form_tuple(row->er_tupdesc, slot->tts_values,
+													  slot->tts_isnull));
+			MemoryContextSwitchTo(saved);
+			return value;
+		}
+	row->dvalues = slot->tts_values;
+	row->dnulls = slot->tts_isnull;
+	row->flags = (row->flags & ER_FLAGS_NON_DATA) | ER_FLAG_DVALUES_VALID;
+	row->flat_size = 0;
+	return ExpandedRecordGetRODatum(row);
+}
+
 static TupleTableSlot *
 next_event(ScanState *node)
 {
@@ -564,16 +601,10 @@ next_event(ScanState *node)
 	ExecClearTuple(slot);
 	if (!next_row(state->kind, state->rows, slot->tts_values, slot->tts_isnull))
 		return slot;
-	if (state->row_desc != NULL)
+	if (state->row != NULL)
 	{
-		MemoryContext saved =
-			MemoryContextSwitchTo(node->ps.ps_ExprContext->ecxt_per_tuple_memory);
-
-		slot->tts_values[RE_NATTS] =
-			HeapTupleGetDatum(heap_form_tuple(state->row_desc, slot->tts_values,
-											  slot->tts_isnull));
+		slot->tts_values[RE_NATTS] = whole_row(node, slot);
 		slot->tts_isnull[RE_NATTS] = false;
-		MemoryContextSwitchTo(saved);
 	}
 	return ExecStoreVirtualTuple(slot);
 }
