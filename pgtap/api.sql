@@ -104,6 +104,29 @@ INSERT INTO api VALUES
 	('discard_dead_letters',
 	 'subscription text, reason text, at_position bigint DEFAULT NULL::bigint, stream text DEFAULT NULL::text',
 	 'bigint', 'volatile', 'unsafe', 'c', true),
+	('create_projection',
+	 'name text, kind text, handler text, mode text DEFAULT ''async''::text, categories text[] DEFAULT NULL::text[], types text[] DEFAULT NULL::text[], key text DEFAULT NULL::text, start_after bigint DEFAULT 0, on_error text DEFAULT ''stop''::text, max_attempts integer DEFAULT 5, first_delay interval DEFAULT ''00:00:01''::interval, delay_factor double precision DEFAULT 2, max_delay interval DEFAULT ''00:05:00''::interval, batch_events integer DEFAULT 10000, batch_size integer DEFAULT 16384, refresh_every interval DEFAULT ''00:00:00''::interval',
+	 'bigint', 'volatile', 'unsafe', 'c', true),
+	('alter_projection',
+	 'name text, handler text DEFAULT NULL::text, mode text DEFAULT NULL::text, on_error text DEFAULT NULL::text, max_attempts integer DEFAULT NULL::integer, first_delay interval DEFAULT NULL::interval, delay_factor double precision DEFAULT NULL::double precision, max_delay interval DEFAULT NULL::interval, batch_events integer DEFAULT NULL::integer, batch_size integer DEFAULT NULL::integer, refresh_every interval DEFAULT NULL::interval',
+	 'void', 'volatile', 'unsafe', 'c', true),
+	('drop_projection', 'name text', 'void', 'volatile', 'unsafe', 'c', true),
+	('pause_projection', 'name text', 'void', 'volatile', 'unsafe', 'c', true),
+	('resume_projection', 'name text', 'void', 'volatile', 'unsafe', 'c', true),
+	('refresh_projection', 'name text, max_count bigint DEFAULT NULL::bigint', 'bigint', 'volatile', 'unsafe', 'c', true),
+	('refresh_projections', 'max_time interval DEFAULT NULL::interval', 'boolean', 'volatile', 'unsafe', 'c', true),
+	('wait_for_projection',
+	 'name text, "position" bigint, timeout interval DEFAULT ''00:00:30''::interval',
+	 'boolean', 'volatile', 'unsafe', 'c', false),
+	('projection_state', 'name text, key text', 'jsonb', 'volatile', 'unsafe', 'c', true),
+	('projection_lag',
+	 'name text, max_count bigint DEFAULT 10000, OUT open_events bigint, OUT oldest_recorded_at timestamp with time zone',
+	 'record', 'stable', 'unsafe', 'c', false),
+	('is_replaying', '', 'boolean', 'stable', 'restricted', 'c', false),
+	('apply_merge_patch', 'target jsonb, patch jsonb', 'jsonb', 'immutable', 'safe', 'c', false),
+	('merge_patch', 'patch jsonb', 'jsonb', 'immutable', 'safe', 'internal', false),
+	('fold', 'handler text, event event_store.recorded_event', 'jsonb', 'immutable', 'unsafe', 'internal', false),
+	('as_recorded_event', 'event event_store.events', 'event_store.recorded_event', 'stable', 'safe', 'c', false),
 	('subscription_lag',
 	 'subscription text, max_count bigint DEFAULT 10000, OUT open_events bigint, OUT oldest_recorded_at timestamp with time zone',
 	 'record', 'stable', 'unsafe', 'c', false),
@@ -128,7 +151,8 @@ INSERT INTO api VALUES
 CREATE TEMPORARY TABLE internal (name text PRIMARY KEY) ON COMMIT DROP;
 INSERT INTO internal VALUES
 	('refuse_change'), ('advance_position_counter'), ('gather_event'),
-	('write_gathered'), ('read_support');
+	('write_gathered'), ('read_support'),
+	('merge_patch_step'), ('merge_patch_result'), ('fold_step'), ('fold_result');
 
 CREATE TEMPORARY VIEW function AS
 SELECT p.oid, p.proname::text AS name, p.prosecdef, p.proconfig, p.proacl, p.proowner,
@@ -211,6 +235,15 @@ SELECT is(pg_temp.columns_of('event_store.subscriptions'),
 SELECT is(pg_temp.columns_of('event_store.subscription_history'),
 	'subscription text, at timestamp with time zone, change text, detail text, changed_by text',
 	'subscription_history');
+SELECT is(pg_temp.columns_of('event_store.projections'),
+	'name text, kind text, mode text, handler text, key text, categories text[], types text[], status text, checkpoint bigint, positions_behind bigint, open_events bigint, lag interval, applied bigint, applied_at timestamp with time zone, rate double precision, failed_position bigint, attempts integer, sql_state text, message text, detail text, context text, first_failed_at timestamp with time zone, failed_at timestamp with time zone, next_attempt_at timestamp with time zone, skipped bigint, on_error text, max_attempts integer, owner text, created_at timestamp with time zone',
+	'projections');
+SELECT is(pg_temp.columns_of('event_store.projection_failures'),
+	'projection text, position bigint, stream text, version integer, type text, attempts integer, sql_state text, message text, detail text, context text, failed_at timestamp with time zone, data jsonb, metadata jsonb',
+	'projection_failures');
+SELECT is(pg_temp.columns_of('event_store.projection_states'),
+	'projection text, key text, state jsonb, version integer, position bigint',
+	'projection_states');
 
 SELECT set_eq($$
 	SELECT relname::text FROM pg_class c
@@ -220,7 +253,9 @@ SELECT set_eq($$
 		'position_counter', 'store', 'events', 'worker_task', 'worker_task_run', 'worker_tasks',
 		'subscription', 'subscription_cursor', 'subscription_batch', 'subscription_failure',
 		'subscription_consumer', 'subscription_heartbeat', 'subscription_fault', 'subscription_breaker', 'subscription_change',
-		'subscriptions', 'subscription_history'],
+		'subscriptions', 'subscription_history',
+		'projection', 'projection_checkpoint', 'projection_error', 'projection_failure', 'projection_state',
+		'projections', 'projection_failures', 'projection_states'],
 	'the schema has these tables and views and no others');
 
 SELECT is_empty($$
@@ -246,7 +281,7 @@ SELECT is_empty($$
 SELECT is_empty($$
 	SELECT name FROM function WHERE has_function_privilege('public', oid, 'EXECUTE')
 	AND name IN (SELECT name FROM api WHERE privileged
-		UNION ALL SELECT name FROM internal WHERE name <> 'read_support')$$,
+		UNION ALL SELECT name FROM internal WHERE name NOT IN ('read_support', 'merge_patch_step', 'merge_patch_result', 'fold_step', 'fold_result'))$$,
 	'PUBLIC may not execute what writes, or what has rights of its own');
 SELECT is_empty($$
 	SELECT name FROM function WHERE NOT has_function_privilege('public', oid, 'EXECUTE')
@@ -290,6 +325,7 @@ GRANT INSERT ON event_store.events TO event_store_contract_writer;
 GRANT EXECUTE ON FUNCTION event_store.append, event_store.append_events, event_store.append_streams,
 	event_store.poll TO event_store_contract_writer, event_store_contract_nobody;
 SELECT lives_ok($$SELECT event_store.create_subscription('contract')$$, 'the owner makes a subscription');
+SELECT lives_ok($$SELECT event_store.create_projection('contract', 'fold', 'count')$$, 'and a projection');
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO PUBLIC;
 
 CREATE TEMPORARY TABLE call (name text, sql text) ON COMMIT DROP;
@@ -321,6 +357,15 @@ INSERT INTO call VALUES
 	('poll', $$SELECT * FROM event_store.poll('contract')$$),
 	('nack', $$SELECT event_store.nack('contract', 1, 'bad')$$),
 	('dead_letters', $$SELECT * FROM event_store.dead_letters('contract')$$),
+	('projections', $$SELECT * FROM event_store.projections$$),
+	('projection_failures', $$SELECT * FROM event_store.projection_failures$$),
+	('projection_states', $$SELECT * FROM event_store.projection_states$$),
+	('create_projection', $$SELECT event_store.create_projection('contract too', 'fold', 'count')$$),
+	('refresh_projection', $$SELECT event_store.refresh_projection('contract')$$),
+	('refresh_projections', $$SELECT event_store.refresh_projections()$$),
+	('projection_state', $$SELECT event_store.projection_state('contract', 'contract-1')$$),
+	('projection_lag', $$SELECT * FROM event_store.projection_lag('contract')$$),
+	('wait_for_projection', $$SELECT event_store.wait_for_projection('contract', 1, '0')$$),
 	('tables', $$SELECT * FROM event_store.event$$),
 	('counter', $$SELECT * FROM event_store.position_counter$$);
 
@@ -342,7 +387,7 @@ SELECT is(pg_temp.outcome('event_store_contract_writer', sql),
 	'a writer calls ' || name)
 FROM call ORDER BY name;
 SELECT is(pg_temp.outcome('event_store_contract_reader', sql),
-	CASE WHEN name ~ '^(append|INSERT|publish|set_|prepare|tables|counter|subscription|create_|poll|nack|dead_)' THEN '42501' ELSE '00000' END,
+	CASE WHEN name ~ '^(append|INSERT|publish|set_|prepare|tables|counter|subscription|create_|poll|nack|dead_|projections|projection_(failures|states|state)$|refresh_)' THEN '42501' ELSE '00000' END,
 	'a reader calls ' || name)
 FROM call ORDER BY name;
 SELECT is(pg_temp.outcome('event_store_contract_nobody', sql), '42501',
@@ -371,7 +416,10 @@ SELECT is_empty($$
 	AND relname NOT IN ('store', 'worker_task', 'worker_task_run', 'worker_tasks',
 		'subscription', 'subscription_cursor', 'subscription_batch', 'subscription_failure',
 		'subscription_consumer', 'subscription_heartbeat', 'subscription_fault', 'subscription_breaker', 'subscription_change',
-		'subscriptions', 'subscription_history')
+		'subscriptions', 'subscription_history',
+		'projection', 'projection_checkpoint', 'projection_error', 'projection_failure', 'projection_state',
+		'projections', 'projection_failures', 'projection_states')
+	AND NOT (relispartition AND relname ~ '^projection_state_')
 	AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgname = 'refuse_change')$$,
 	'all that holds events or their names refuses changes');
 SELECT is_empty($$
