@@ -105,13 +105,39 @@ INSERT INTO api VALUES
 	('discard_dead_letters',
 	 'subscription text, reason text, at_position bigint DEFAULT NULL::bigint, stream text DEFAULT NULL::text',
 	 'bigint', 'volatile', 'unsafe', 'c', true),
-	('subscription_lag',
-	 'subscription text, max_count bigint DEFAULT 10000, OUT open_events bigint, OUT oldest_recorded_at timestamp with time zone',
+	('create_projection',
+	 'name text, kind text, handler text, mode text DEFAULT ''async''::text, categories text[] DEFAULT NULL::text[], types text[] DEFAULT NULL::text[], key text DEFAULT NULL::text, start_after bigint DEFAULT 0, on_error text DEFAULT ''stop''::text, max_attempts integer DEFAULT 5, first_delay interval DEFAULT ''00:00:01''::interval, delay_factor double precision DEFAULT 2, max_delay interval DEFAULT ''00:05:00''::interval, batch_events integer DEFAULT 10000, batch_size integer DEFAULT 16384, refresh_every interval DEFAULT ''00:00:00''::interval, tables text[] DEFAULT NULL::text[]',
+	 'bigint', 'volatile', 'unsafe', 'c', true),
+	('alter_projection',
+	 'name text, handler text DEFAULT NULL::text, mode text DEFAULT NULL::text, on_error text DEFAULT NULL::text, max_attempts integer DEFAULT NULL::integer, first_delay interval DEFAULT NULL::interval, delay_factor double precision DEFAULT NULL::double precision, max_delay interval DEFAULT NULL::interval, batch_events integer DEFAULT NULL::integer, batch_size integer DEFAULT NULL::integer, refresh_every interval DEFAULT NULL::interval, tables text[] DEFAULT NULL::text[]',
+	 'void', 'volatile', 'unsafe', 'c', true),
+	('drop_projection', 'name text', 'void', 'volatile', 'unsafe', 'c', true),
+	('pause_projection', 'name text', 'void', 'volatile', 'unsafe', 'c', true),
+	('resume_projection', 'name text', 'void', 'volatile', 'unsafe', 'c', true),
+	('refresh_projection', 'name text, max_count bigint DEFAULT NULL::bigint, progress boolean DEFAULT false', 'bigint', 'volatile', 'unsafe', 'c', true),
+	('catch_up_projection', 'IN name text, IN progress boolean DEFAULT false', NULL, 'volatile', 'unsafe', 'c', true),
+	('rebuild_projection',
+	 'name text, handler text DEFAULT NULL::text, keep_old boolean DEFAULT false, start_after bigint DEFAULT 0',
+	 'void', 'volatile', 'unsafe', 'c', true),
+	('finish_rebuild', 'name text', 'void', 'volatile', 'unsafe', 'c', true),
+	('revert_rebuild', 'name text', 'void', 'volatile', 'unsafe', 'c', true),
+	('cancel_rebuild', 'name text', 'boolean', 'volatile', 'unsafe', 'c', true),
+	('refresh_projections', 'max_time interval DEFAULT NULL::interval', 'boolean', 'volatile', 'unsafe', 'c', true),
+	('wait_for_projection',
+	 'name text, "position" bigint, timeout interval DEFAULT ''00:00:30''::interval',
+	 'boolean', 'volatile', 'unsafe', 'c', false),
+	('projection_state', 'name text, key text', 'jsonb', 'volatile', 'unsafe', 'c', true),
+	('projection_lag',
+	 'name text, max_count bigint DEFAULT 10000, OUT open_events bigint, OUT oldest_recorded_at timestamp with time zone',
 	 'record', 'stable', 'unsafe', 'c', false),
+	('is_replaying', '', 'boolean', 'stable', 'restricted', 'c', false),
 	('apply_merge_patch', 'target jsonb, patch jsonb', 'jsonb', 'immutable', 'safe', 'c', false),
 	('merge_patch', 'patch jsonb', 'jsonb', 'immutable', 'safe', 'internal', false),
 	('fold', 'handler text, event event_store.recorded_event', 'jsonb', 'immutable', 'unsafe', 'internal', false),
 	('as_recorded_event', 'event event_store.events', 'event_store.recorded_event', 'stable', 'safe', 'c', false),
+	('subscription_lag',
+	 'subscription text, max_count bigint DEFAULT 10000, OUT open_events bigint, OUT oldest_recorded_at timestamp with time zone',
+	 'record', 'stable', 'unsafe', 'c', false),
 	('save_snapshot',
 	 'stream text, version bigint, state jsonb, schema_version integer DEFAULT 1, fold text DEFAULT NULL::text, keep integer DEFAULT 3',
 	 'boolean', 'volatile', 'unsafe', 'c', true),
@@ -150,8 +176,8 @@ INSERT INTO api VALUES
 CREATE TEMPORARY TABLE internal (name text PRIMARY KEY) ON COMMIT DROP;
 INSERT INTO internal VALUES
 	('refuse_change'), ('advance_position_counter'), ('gather_event'),
-	('write_gathered'), ('read_support'), ('merge_patch_step'), ('merge_patch_result'),
-	('fold_step'), ('fold_result');
+	('write_gathered'), ('read_support'),
+	('merge_patch_step'), ('merge_patch_result'), ('fold_step'), ('fold_result');
 
 CREATE TEMPORARY VIEW function AS
 SELECT p.oid, p.proname::text AS name, p.prosecdef, p.proconfig, p.proacl, p.proowner,
@@ -240,6 +266,18 @@ SELECT is(pg_temp.columns_of('event_store.snapshots'),
 SELECT is(pg_temp.columns_of('event_store.snapshot_policies'),
 	'fold text, categories text[], every_events integer, every interval, keep integer, schema_version integer, checkpoint bigint, due bigint, taken bigint, taken_at timestamp with time zone, failures bigint, last_failed_at timestamp with time zone, last_failed_stream text, last_error text, created_at timestamp with time zone',
 	'snapshot_policies');
+SELECT is(pg_temp.columns_of('event_store.projections'),
+	'name text, kind text, mode text, handler text, key text, categories text[], types text[], status text, checkpoint bigint, positions_behind bigint, open_events bigint, lag interval, applied bigint, applied_at timestamp with time zone, rate double precision, failed_position bigint, attempts integer, sql_state text, message text, detail text, context text, first_failed_at timestamp with time zone, failed_at timestamp with time zone, next_attempt_at timestamp with time zone, skipped bigint, on_error text, max_attempts integer, owner text, created_at timestamp with time zone',
+	'projections');
+SELECT is(pg_temp.columns_of('event_store.projection_rebuilds'),
+	'projection text, phase text, done bigint, total bigint, events bigint, rate double precision, expected_end timestamp with time zone, message text, started_at timestamp with time zone',
+	'projection_rebuilds');
+SELECT is(pg_temp.columns_of('event_store.projection_failures'),
+	'projection text, position bigint, stream text, version integer, type text, attempts integer, sql_state text, message text, detail text, context text, failed_at timestamp with time zone, data jsonb, metadata jsonb',
+	'projection_failures');
+SELECT is(pg_temp.columns_of('event_store.projection_states'),
+	'projection text, key text, state jsonb, version integer, position bigint',
+	'projection_states');
 
 SELECT set_eq($$
 	SELECT relname::text FROM pg_class c
@@ -250,7 +288,9 @@ SELECT set_eq($$
 		'subscription', 'subscription_cursor', 'subscription_batch', 'subscription_failure',
 		'subscription_consumer', 'subscription_heartbeat', 'subscription_fault', 'subscription_breaker', 'subscription_change',
 		'subscriptions', 'subscription_history',
-		'snapshot', 'snapshot_policy', 'snapshot_progress', 'snapshot_pending', 'snapshots', 'snapshot_policies'],
+		'snapshot', 'snapshot_policy', 'snapshot_progress', 'snapshot_pending', 'snapshots', 'snapshot_policies',
+		'projection', 'projection_checkpoint', 'projection_error', 'projection_failure', 'projection_state',
+		'projections', 'projection_failures', 'projection_states', 'projection_rebuilds'],
 	'the schema has these tables and views and no others');
 
 SELECT is_empty($$
@@ -328,6 +368,7 @@ GRANT INSERT ON event_store.events TO event_store_contract_writer;
 GRANT EXECUTE ON FUNCTION event_store.append, event_store.append_events, event_store.append_streams,
 	event_store.poll TO event_store_contract_writer, event_store_contract_nobody;
 SELECT lives_ok($$SELECT event_store.create_subscription('contract')$$, 'the owner makes a subscription');
+SELECT lives_ok($$SELECT event_store.create_projection('contract', 'fold', 'count')$$, 'and a projection');
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO PUBLIC;
 
 CREATE TEMPORARY TABLE call (name text, sql text) ON COMMIT DROP;
@@ -367,6 +408,15 @@ INSERT INTO call VALUES
 	('drop_snapshots', $$SELECT event_store.drop_snapshots()$$),
 	('snapshots', $$SELECT * FROM event_store.snapshots$$),
 	('snapshot_policies', $$SELECT * FROM event_store.snapshot_policies$$),
+	('projections', $$SELECT * FROM event_store.projections$$),
+	('projection_failures', $$SELECT * FROM event_store.projection_failures$$),
+	('projection_states', $$SELECT * FROM event_store.projection_states$$),
+	('create_projection', $$SELECT event_store.create_projection('contract too', 'fold', 'count')$$),
+	('refresh_projection', $$SELECT event_store.refresh_projection('contract')$$),
+	('refresh_projections', $$SELECT event_store.refresh_projections()$$),
+	('projection_state', $$SELECT event_store.projection_state('contract', 'contract-1')$$),
+	('projection_lag', $$SELECT * FROM event_store.projection_lag('contract')$$),
+	('wait_for_projection', $$SELECT event_store.wait_for_projection('contract', 1, '0')$$),
 	('tables', $$SELECT * FROM event_store.event$$),
 	('counter', $$SELECT * FROM event_store.position_counter$$);
 
@@ -388,7 +438,7 @@ SELECT is(pg_temp.outcome('event_store_contract_writer', sql),
 	'a writer calls ' || name)
 FROM call ORDER BY name;
 SELECT is(pg_temp.outcome('event_store_contract_reader', sql),
-	CASE WHEN name ~ '^(append|INSERT|publish|set_|prepare|tables|counter|subscription|create_|poll|nack|dead_|snapshot|save_|load_|state_|take_|drop_)' THEN '42501' ELSE '00000' END,
+	CASE WHEN name ~ '^(append|INSERT|publish|set_|prepare|tables|counter|subscription|create_|poll|nack|dead_|snapshot|projections|projection_(failures|states|state)$|refresh_|save_|load_|state_|take_|drop_)' THEN '42501' ELSE '00000' END,
 	'a reader calls ' || name)
 FROM call ORDER BY name;
 SELECT is(pg_temp.outcome('event_store_contract_nobody', sql), '42501',
@@ -418,7 +468,10 @@ SELECT is_empty($$
 		'subscription', 'subscription_cursor', 'subscription_batch', 'subscription_failure',
 		'subscription_consumer', 'subscription_heartbeat', 'subscription_fault', 'subscription_breaker', 'subscription_change',
 		'subscriptions', 'subscription_history',
-		'snapshot', 'snapshot_policy', 'snapshot_progress', 'snapshot_pending', 'snapshots', 'snapshot_policies')
+		'snapshot', 'snapshot_policy', 'snapshot_progress', 'snapshot_pending', 'snapshots', 'snapshot_policies',
+		'projection', 'projection_checkpoint', 'projection_error', 'projection_failure', 'projection_state',
+		'projections', 'projection_failures', 'projection_states', 'projection_rebuilds')
+	AND NOT (relispartition AND relname ~ '^projection_state_')
 	AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgname = 'refuse_change')$$,
 	'all that holds events or their names refuses changes');
 SELECT is_empty($$
