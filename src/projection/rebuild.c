@@ -106,6 +106,8 @@ find_table(const char *name)
 		why = "It is a temporary table.";
 	else if (get_rel_namespace(relid) == catalog_store()->schema)
 		why = "It belongs to the event store.";
+	else if (IsCatalogRelation(rel))
+		why = "It is a system catalog.";
 	for (int i = 0; i < RelationGetDescr(rel)->natts && why == NULL; i++)
 	{
 		Form_pg_attribute column = TupleDescAttr(RelationGetDescr(rel), i);

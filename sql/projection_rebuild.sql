@@ -1,0 +1,172 @@
+-- Projections that are built anew beside the one in service.
+CREATE EXTENSION event_store;
+CREATE SCHEMA app;
+SET search_path = app, public;
+SELECT event_store.set_segment_size(64);
+CREATE FUNCTION raises(command text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+	EXECUTE command;
+	RETURN 'nothing';
+EXCEPTION WHEN OTHERS THEN
+	RETURN SQLSTATE || ' | ' || SQLERRM;
+END $$;
+SELECT count(event_store.append('x-' || (n % 3), 'T', jsonb_build_object('n', n))) FROM generate_series(1, 200) n;
+
+-- tables: contents change, the table and all that hangs on it stay
+CREATE TABLE total (k text PRIMARY KEY, n bigint CHECK (n > 0), big text);
+CREATE INDEX ON total (n) WHERE n > 3;
+CREATE INDEX ON total (lower(k));
+CREATE VIEW total_view AS SELECT k, n, length(big) AS big FROM total;
+CREATE ROLE regress_event_store_viewer;
+GRANT SELECT ON total TO regress_event_store_viewer;
+CREATE FUNCTION handler(factor int, size int) RETURNS text LANGUAGE sql AS $$
+	SELECT format('INSERT INTO total AS t SELECT stream, %s * count(*), repeat(md5(stream), %s) FROM new_events GROUP BY 1
+		ON CONFLICT (k) DO UPDATE SET n = t.n + excluded.n', factor, size)
+$$;
+SELECT event_store.create_projection('total', 'set', handler(1, 200), tables => '{total}');
+SELECT event_store.refresh_projection('total');
+SELECT * FROM total_view ORDER BY k;
+SELECT 'total'::regclass::oid AS before \gset
+SELECT event_store.rebuild_projection('total', handler(2, 300), keep_old => true);
+SELECT raises($$SELECT event_store.rebuild_projection('total')$$);
+SELECT raises($$SELECT event_store.rebuild_projection('total (new)')$$);
+SELECT raises($$SELECT event_store.alter_projection('total (new)', on_error => 'skip')$$);
+SELECT projection, phase, done, total, events, rate, expected_end FROM event_store.projection_rebuilds;
+-- in pieces, paused and resumed, told of
+SELECT event_store.refresh_projection('total', 50, true);
+SELECT event_store.pause_projection('total (new)');
+SELECT event_store.refresh_projection('total');
+SELECT phase, done, events FROM event_store.projection_rebuilds;
+SELECT * FROM total_view ORDER BY k;
+SELECT raises($$SELECT event_store.finish_rebuild('total')$$);
+SELECT event_store.resume_projection('total (new)');
+SELECT event_store.append('x-1', 'T', '{}') IS NOT NULL AS appended;
+SELECT event_store.refresh_projection('total');
+SELECT event_store.refresh_projection('total');
+SELECT * FROM total_view ORDER BY k;
+SELECT 'total'::regclass::oid = :before AS same_table, has_table_privilege('regress_event_store_viewer', 'total', 'SELECT');
+SELECT name, status, checkpoint, applied FROM event_store.projections ORDER BY name;
+-- its indexes are those of its rows
+SET enable_seqscan = off;
+SELECT n FROM total WHERE k = 'x-1';
+SELECT k FROM total WHERE lower(k) = 'x-2';
+SELECT k FROM total WHERE n = 132 AND n > 3;
+RESET enable_seqscan;
+INSERT INTO total VALUES ('x-1', 1);
+-- it goes on, and back
+SELECT event_store.append('x-1', 'T', '{}') IS NOT NULL AS appended;
+SELECT event_store.refresh_projection('total');
+SELECT * FROM total_view ORDER BY k;
+SELECT event_store.revert_rebuild('total');
+SELECT event_store.refresh_projection('total');
+SELECT * FROM total_view ORDER BY k;
+SELECT name, status FROM event_store.projections ORDER BY name;
+SELECT event_store.cancel_rebuild('total'), event_store.cancel_rebuild('total');
+SELECT raises($$SELECT event_store.revert_rebuild('total')$$), raises($$SELECT event_store.finish_rebuild('total')$$);
+SELECT count(*) FROM pg_namespace WHERE nspname ~ '^event_store_rebuild';
+-- a change of places that is rolled back
+SELECT event_store.rebuild_projection('total', handler(5, 10));
+BEGIN;
+SELECT event_store.finish_rebuild('total');
+SELECT * FROM total_view ORDER BY k;
+ROLLBACK;
+SELECT * FROM total_view ORDER BY k;
+SELECT event_store.finish_rebuild('total');
+SELECT * FROM total_view ORDER BY k;
+SELECT name, status FROM event_store.projections ORDER BY name;
+VACUUM FULL total;
+SELECT * FROM total_view ORDER BY k;
+-- a table that was altered meanwhile
+SELECT event_store.rebuild_projection('total');
+ALTER TABLE total ADD COLUMN more int;
+SELECT raises($$SELECT event_store.finish_rebuild('total')$$);
+SELECT event_store.cancel_rebuild('total');
+
+-- what cannot be rebuilt
+CREATE TABLE dropped (a int, b int);
+ALTER TABLE dropped DROP COLUMN a;
+CREATE TABLE filled (a int);
+ALTER TABLE filled ADD COLUMN b int DEFAULT 7;
+CREATE TABLE identified (a int GENERATED ALWAYS AS IDENTITY);
+CREATE TABLE referencing (k text REFERENCES total);
+CREATE TABLE parted (a int) PARTITION BY LIST (a);
+SELECT t, raises(format($$SELECT event_store.alter_projection('total', tables => ARRAY[%L])$$, t))
+  FROM unnest('{dropped,filled,identified,referencing,total,parted,total_view,nothing,pg_class}'::text[]) t;
+DROP TABLE referencing;
+SELECT raises($$SELECT event_store.alter_projection('total', tables => '{total,total}')$$),
+	raises($$SELECT event_store.alter_projection('total', tables => ARRAY[NULL])$$);
+SELECT event_store.alter_projection('total', tables => '{}');
+SELECT raises($$SELECT event_store.rebuild_projection('total')$$);
+SELECT event_store.drop_projection('total');
+
+-- a handler that names its table by the schema would write to the one in service
+CREATE TABLE bound (k text);
+SELECT event_store.create_projection('bound', 'set', 'INSERT INTO app.bound SELECT stream FROM new_events', tables => '{bound}');
+SELECT event_store.refresh_projection('bound');
+SELECT event_store.rebuild_projection('bound');
+SELECT event_store.refresh_projection('bound');
+SELECT name, status, message FROM event_store.projections ORDER BY name;
+SELECT count(*) FROM bound;
+SELECT event_store.drop_projection('bound');
+SELECT count(*) FROM pg_namespace WHERE nspname ~ '^event_store_rebuild';
+
+-- event: the function is told
+CREATE TABLE handled (p bigint PRIMARY KEY, replaying boolean);
+CREATE FUNCTION handle(e event_store.recorded_event) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	INSERT INTO handled VALUES (e.position, event_store.is_replaying());
+END $$;
+SELECT event_store.create_projection('handled', 'event', 'handle', tables => '{handled}', batch_events => 30);
+CALL event_store.catch_up_projection('handled');
+SELECT event_store.rebuild_projection('handled');
+SELECT count(*), bool_or(replaying) FROM handled;
+CALL event_store.catch_up_projection('handled');
+SELECT count(*), count(*) FILTER (WHERE replaying) AS replayed, count(*) = (SELECT count(*) FROM event_store.events) AS all FROM handled;
+SELECT event_store.append('x-1', 'T', '{}') IS NOT NULL AS appended, event_store.is_replaying();
+CALL event_store.catch_up_projection('handled');
+SELECT count(*) FILTER (WHERE NOT replaying) FROM handled;
+
+-- fold, with another handler, and inline
+SELECT event_store.create_projection('fold', 'fold', 'count');
+SELECT event_store.refresh_projection('fold') = (SELECT count(*) FROM event_store.events) AS all;
+SELECT event_store.rebuild_projection('fold', 'sum(n)');
+SELECT key, state FROM event_store.projection_states ORDER BY projection, key;
+SELECT event_store.finish_rebuild('fold');
+SELECT projection, key, state FROM event_store.projection_states ORDER BY projection, key;
+SELECT count(*) FROM event_store.projection_states s
+  JOIN (SELECT stream, sum((data ->> 'n')::numeric) AS n FROM event_store.events GROUP BY 1) e ON e.stream = s.key
+ WHERE s.state = to_jsonb(e.n);
+SELECT event_store.create_projection('inline', 'fold', 'count', 'inline', categories => '{x}') > 0 AS made;
+SELECT event_store.rebuild_projection('inline');
+SELECT event_store.append('x-1', 'T', '{}') IS NOT NULL AS appended;
+SELECT event_store.refresh_projection('inline') > 0 AS applied;
+SELECT event_store.append('x-1', 'T', '{}') IS NOT NULL AS appended;
+SELECT name, mode, status FROM event_store.projections WHERE name ~ 'inline' ORDER BY name;
+SELECT count(*) FILTER (WHERE s.state = to_jsonb(e.n)), count(*) FROM event_store.projection_states s
+  JOIN (SELECT stream, count(*) AS n FROM event_store.events GROUP BY 1) e ON e.stream = s.key WHERE s.projection = 'inline';
+SELECT count(*) FROM pg_class WHERE relname ~ '^projection_state_\d+$';
+
+-- an event that stops the rebuild does not stop what is in service
+CREATE FUNCTION picky(state jsonb, e event_store.recorded_event) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+	IF e.data ->> 'n' = '100' THEN RAISE 'no'; END IF;
+	RETURN coalesce(state::int, 0) + 1;
+END $$;
+SELECT event_store.rebuild_projection('fold', 'picky');
+SELECT event_store.alter_projection('fold', max_attempts => 1);
+SELECT event_store.refresh_projection('fold') > 0 AS applied;
+SELECT name, status, message FROM event_store.projections WHERE name ~ 'fold' ORDER BY name;
+SELECT projection, phase, message FROM event_store.projection_rebuilds;
+SELECT event_store.drop_projection('fold');
+SELECT raises($$SELECT event_store.create_projection('live', 'fold', 'count', 'live')$$), raises($$SELECT event_store.rebuild_projection('live')$$);
+
+-- the extension goes with what a rebuild has made
+CREATE TABLE going (k text);
+SELECT event_store.create_projection('going', 'set', 'INSERT INTO going SELECT stream FROM new_events', tables => '{going}');
+SELECT event_store.rebuild_projection('going');
+DROP FUNCTION handle, picky;
+DROP EXTENSION event_store;
+SELECT count(*) FROM pg_namespace WHERE nspname ~ '^event_store';
+SET client_min_messages = warning;
+DROP SCHEMA app CASCADE;
+DROP ROLE regress_event_store_viewer;
