@@ -128,14 +128,15 @@ COMMENT ON COLUMN event_store.projection_failure.context IS 'its context';
 COMMENT ON COLUMN event_store.projection_failure.failed_at IS 'when it failed last';
 SELECT pg_extension_config_dump('event_store.projection_failure', '');
 
--- A partition for each fold that stores states: projection_state_<id>.
+-- A partition for each fold that stores states: projection_state_<id>, with a
+-- primary key of its own.  One of the parent would be made for a partition as
+-- it is attached, and pg_restore would fail to make it once more.
 CREATE TABLE event_store.projection_state (
 	projection_id	int NOT NULL,
 	key				text COLLATE "C" NOT NULL,
 	state			jsonb,
 	version			int NOT NULL,
-	position		bigint NOT NULL,
-	CONSTRAINT projection_state_pkey PRIMARY KEY (projection_id, key)
+	position		bigint NOT NULL
 ) PARTITION BY LIST (projection_id);
 ALTER TABLE event_store.projection_state OWNER TO @extowner@;
 COMMENT ON TABLE event_store.projection_state IS 'the states of folds, a partition for each projection; see the view projection_states';
