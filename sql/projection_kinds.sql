@@ -254,7 +254,7 @@ SELECT open_events, applied > 1000 AS applied FROM event_store.projections WHERE
 -- dropped, nothing of it is left, but the tables that the handler wrote
 SELECT count(event_store.drop_projection(name)) > 10 AS dropped FROM event_store.projections;
 SELECT (SELECT count(*) FROM event_store.projection_checkpoint), (SELECT count(*) FROM event_store.projection_error), (SELECT count(*) FROM event_store.projection_failure), (SELECT count(*) FROM event_store.projection_state);
-SELECT relname FROM pg_class WHERE relname ~ '^projection_state_';
+SELECT relname FROM pg_class WHERE relname ~ '^projection_state_.*[0-9]';
 SELECT count(*) FROM handled WHERE n > 0;
 SELECT event_store.create_projection('total', 'set', 'SELECT FROM new_events', start_after => NULL) = event_store.settled_position();
 BEGIN;

@@ -146,8 +146,9 @@ COMMENT ON COLUMN event_store.projection_failure.context IS 'its context';
 COMMENT ON COLUMN event_store.projection_failure.failed_at IS 'when it failed last';
 SELECT pg_extension_config_dump('event_store.projection_failure', '');
 
--- A partition for each fold that stores states: projection_state_<id>, with a key of
--- its own. One of the whole would be made for it a second time when a dump is restored.
+-- A partition for each fold that stores states: projection_state_<id>, with a
+-- primary key of its own.  One of the parent would be made for a partition as
+-- it is attached, and pg_restore would fail to make it once more.
 CREATE TABLE event_store.projection_state (
 	projection_id	int NOT NULL,
 	key				text COLLATE "C" NOT NULL,
