@@ -75,7 +75,7 @@ DOCS = README.md
 EXTRA_CLEAN = $(DATA_built) results output_iso tmp_check regression.diffs regression.out
 
 # common_install leaves what the others use
-REGRESS = common_install stream_append stream_batch stream_append_only \
+REGRESS = common_install common_caches stream_append stream_batch stream_append_only \
 	stream_bulk stream_read stream_cost position_segments worker_task subscription_poll \
 	subscription_failure subscription_lease subscription_edges \
 	projection_fold projection_kinds projection_failure projection_inline projection_rebuild \

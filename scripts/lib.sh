@@ -150,12 +150,17 @@ offered_pg_major() {
 		sed -n 's/^ *Depends: postgresql-\([0-9][0-9]*\)$/\1/p' | head -n 1
 }
 
-build_packages() { echo gcc make "postgresql-$1" "postgresql-server-dev-$1"; }
+# A server that the caller has chosen is there, with what belongs to it.
+build_packages() {
+	echo gcc make
+	[ -n "$PG_CHOSEN" ] || echo "postgresql-$1" "postgresql-server-dev-$1"
+}
 
 test_packages() {
 	build_packages "$1"
-	echo "postgresql-$1-pgtap" libtap-parser-sourcehandler-pgtap-perl \
-		libipc-run-perl perl pgbouncer python3-psycopg2
+	[ -n "$PG_CHOSEN" ] || echo "postgresql-$1-pgtap"
+	echo libtap-parser-sourcehandler-pgtap-perl libipc-run-perl perl pgbouncer \
+		python3-psycopg2
 	# Debian's node-postgres, which needs no npm (that is hundreds of packages).
 	# It can't be had where Node.js is not Debian's; that brings an npm along,
 	# from which the test gets it then.
@@ -164,11 +169,24 @@ test_packages() {
 	fi
 }
 
-# Chooses the version and sets PG_MAJOR, PG_BIN and PG_CONFIG.
+PG_CHOSEN=		# set if the caller's PG_CONFIG chose the server
+
+# Sets PG_MAJOR, PG_BIN and PG_CONFIG: the server that $PG_CONFIG belongs to,
+# wherever it comes from, else a packaged one.
 choose_postgres() {
-	PG_MAJOR=$(find_pg_major)
-	PG_BIN=/usr/lib/postgresql/$PG_MAJOR/bin
-	PG_CONFIG=$PG_BIN/pg_config
+	if [ -n "${PG_CONFIG:-}" ]; then
+		PG_CHOSEN=$(command -v "$PG_CONFIG") || die "not a program: $PG_CONFIG"
+		PG_CONFIG=$(realpath -s "$PG_CHOSEN")
+		PG_BIN=$("$PG_CONFIG" --bindir)
+		PG_MAJOR=$("$PG_CONFIG" --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')
+		if is_root && ! id postgres >/dev/null 2>&1; then
+			die "a server does not run as root: make a user postgres, or run this as another"
+		fi
+	else
+		PG_MAJOR=$(find_pg_major)
+		PG_BIN=/usr/lib/postgresql/$PG_MAJOR/bin
+		PG_CONFIG=$PG_BIN/pg_config
+	fi
 }
 
 # ---------------------------------------------------------------------------

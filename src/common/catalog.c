@@ -40,7 +40,8 @@ static const char *const name_table_names[NAME_KINDS] = {
 static void
 relcache_callback(Datum arg, Oid relid)
 {
-	messages++;
+	if (catalog_message_is_news(relid))
+		messages++;
 	if (!store_valid)
 		return;
 	if (relid == InvalidOid || relid == store.event || relid == store.stream ||

@@ -9,6 +9,7 @@
 #include "postgres.h"
 
 #include "access/tupdesc.h"
+#include "utils/inval.h"
 
 /*
  * Columns of event_store.event, and of its segments.  Those behind the payload
@@ -174,6 +175,22 @@ typedef enum CatalogShape
 	SHAPE_SNAPSHOT,
 	SHAPE_SNAPSHOT_POLICY
 } CatalogShape;
+
+/*
+ * Does a message of the relation cache say that something has changed?  A server
+ * with assertions can be told to empty all caches whenever it looks for messages
+ * (debug_discard_caches), although nothing has: who reads anew until no message
+ * comes in meanwhile would do so for ever.
+ */
+static inline bool
+catalog_message_is_news(Oid relid)
+{
+#ifdef DISCARD_CACHES_ENABLED
+	return OidIsValid(relid) || debug_discard_caches == 0;
+#else
+	return true;
+#endif
+}
 
 extern bool catalog_has_shape(TupleDesc desc, CatalogShape shape);
 extern const Store *catalog_store(void);

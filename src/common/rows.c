@@ -245,7 +245,8 @@ relcache_callback(Datum arg, Oid relid)
 {
 	SegmentEntry *entry;
 
-	messages++;
+	if (catalog_message_is_news(relid))
+		messages++;
 	if (segments == NULL)
 		return;
 	if (relid != InvalidOid)

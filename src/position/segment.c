@@ -101,7 +101,8 @@ relcache_callback(Datum arg, Oid relid)
 	if (relid == InvalidOid || relid == map_event)
 	{
 		map_valid = false;
-		messages++;
+		if (catalog_message_is_news(relid))
+			messages++;
 	}
 }
 
