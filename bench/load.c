@@ -683,6 +683,23 @@ step_follow(Client *client)
 	return rows;
 }
 
+/* A statement over one category after the other, which returns how many events it was over. */
+static int64_t
+step_query(Client *client)
+{
+	PGresult   *result;
+	int64_t		events;
+
+	client->values[CATEGORY] = categories[client->category];
+	client->category = (client->category + 1) % CATEGORIES;
+	result = execute(client);
+	if (PQntuples(result) != 1)
+		die("the statement returns %d rows, not one", PQntuples(result));
+	events = atoll(PQgetvalue(result, 0, 0));
+	PQclear(result);
+	return events;
+}
+
 /* The next events of the subscription "bench", and their acknowledgement; at its end, from the beginning. */
 static int64_t
 step_consume(Client *client)
@@ -1175,6 +1192,7 @@ main(int argc, char **argv)
 		strcmp(work, "copy") == 0 ? step_copy :
 		strcmp(work, "read") == 0 ? step_read :
 		strcmp(work, "follow") == 0 ? step_follow :
+		strcmp(work, "query") == 0 ? step_query :
 		strcmp(work, "consume") == 0 ? step_consume :
 		strcmp(work, "take") == 0 ? step_take :
 		strcmp(work, "hear") == 0 ? step_hear : NULL;

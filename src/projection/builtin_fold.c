@@ -288,21 +288,40 @@ typedef struct SumState
 	Numeric		total;			/* … they were added to this; may be NULL */
 } SumState;
 
+/* The small numbers' sum, with as many digits behind the point as they had. */
+static Numeric
+small_sum(const SmallNumber *sum)
+{
+	int64		unit = 1;		/* of what is shown, in 10^-16 */
+	int64		units = 1;		/* in one */
+	int64		value;
+	Numeric		exact;
+	Numeric		fraction;
+
+	for (int i = 0; i < PART_SCALE; i++)
+		if (i < sum->scale)
+			units *= 10;
+		else
+			unit *= 10;
+
+	/* no digit is lost in either way: behind the scale there are none */
+	if (!pg_mul_s64_overflow(sum->whole, units, &value) &&
+		!pg_add_s64_overflow(value, sum->fraction / unit, &value))
+		return int64_div_fast_to_numeric(value, sum->scale);
+	exact = int64_div_fast_to_numeric(sum->fraction, PART_SCALE);
+	fraction = DatumGetNumeric(DirectFunctionCall2(numeric_round, NumericGetDatum(exact),
+												   Int32GetDatum(sum->scale)));
+	pfree(exact);
+	return add_number(int64_to_numeric(sum->whole), fraction);
+}
+
 /* The sum so far. */
 static Numeric
 sum_total(SumState *sum)
 {
-	Numeric		exact = int64_div_fast_to_numeric(sum->small.fraction, PART_SCALE);
-	Numeric		total;
+	Numeric		total = small_sum(&sum->small);
 
-	/* as many digits as the numbers had, none of which is lost */
-	total = DatumGetNumeric(DirectFunctionCall2(numeric_round, NumericGetDatum(exact),
-												Int32GetDatum(sum->small.scale)));
-	pfree(exact);
-	total = add_number(int64_to_numeric(sum->small.whole), total);
-	if (sum->total != NULL)
-		total = add_number(sum->total, total);
-	return total;
+	return sum->total == NULL ? total : add_number(sum->total, total);
 }
 
 /* Takes a number as the total: a copy of it. */
