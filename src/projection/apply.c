@@ -583,7 +583,8 @@ static void
 apply_set(const Projection *projection, Handler *handler, EventSource *source,
 		  int64 max_count, Applied *applied)
 {
-	Tuplestorestate *events = tuplestore_begin_heap(false, false, work_mem);
+	/* a batch stays in memory, which its size bounds */
+	Tuplestorestate *events = tuplestore_begin_heap(false, false, Max(work_mem, projection->batch_size / 1024));
 	TupleDesc	desc = event_desc();
 	SPIExecuteOptions options = {0};
 	int64		size = 0;
