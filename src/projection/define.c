@@ -29,6 +29,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
+#include "storage/lock.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -619,6 +620,29 @@ keep_appenders_out(void)
 	LockRelationOid(catalog_store()->stream, ShareRowExclusiveLock);
 }
 
+/*
+ * With appenders kept out, waits for the end of those who still hold a bound, so
+ * that all positions drawn are settled: one that has let go of the table, because
+ * it is ending or went back to a savepoint, holds the settled mark below what others
+ * have committed.  By their locks, so that a deadlock is detected.
+ */
+static void
+wait_until_settled(void)
+{
+	LockData   *locks = GetLockStatusData();
+
+	for (int i = 0; i < locks->nelements; i++)
+	{
+		LOCKTAG		tag = locks->locks[i].locktag;
+
+		if (tag.locktag_type != LOCKTAG_USERLOCK || tag.locktag_field4 != LOCK_CLASS_BOUND ||
+			tag.locktag_field1 != MyDatabaseId)
+			continue;
+		(void) LockAcquire(&tag, ExclusiveLock, false, false);
+		(void) LockRelease(&tag, ExclusiveLock, false);
+	}
+}
+
 /* ----------------------------------------------------------------
  * The state of folds
  * ----------------------------------------------------------------
@@ -827,6 +851,7 @@ begin_inline(Projection *projection)
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 				 errmsg("a projection cannot become inline in a REPEATABLE READ or SERIALIZABLE transaction")));
 	keep_appenders_out();
+	wait_until_settled();
 	/* what there is already */
 	projection->mode = PROJECTION_ASYNC;
 	(void) refresh_run(projection, PG_INT64_MAX, 0, &applied);
@@ -1036,6 +1061,7 @@ event_store_alter_projection(PG_FUNCTION_ARGS)
 						(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 						 errmsg("a projection cannot cease to be inline in a transaction that has appended events")));
 			keep_appenders_out();
+			wait_until_settled();
 			applied.position = settled_mark();
 			projection_write_checkpoint(&projection, &applied);
 		}
