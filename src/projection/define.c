@@ -31,6 +31,7 @@
 #include "miscadmin.h"
 #include "pgtime.h"
 #include "storage/lmgr.h"
+#include "storage/lock.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -682,16 +683,47 @@ projection_void_lists(void)
 }
 
 /*
+ * With appenders kept out, waits for the end of those who still hold a bound, so
+ * that all positions drawn are settled: one that has let go of the table, because
+ * it is ending or went back to a savepoint, holds the settled mark below what others
+ * have committed.  By their locks, so that a deadlock is detected.
+ */
+static void
+wait_until_settled(void)
+{
+	LockData   *locks = GetLockStatusData();
+
+	for (int i = 0; i < locks->nelements; i++)
+	{
+		LOCKTAG		tag = locks->locks[i].locktag;
+
+		if (tag.locktag_type != LOCKTAG_USERLOCK || tag.locktag_field4 != LOCK_CLASS_BOUND ||
+			tag.locktag_field1 != MyDatabaseId)
+			continue;
+		(void) LockAcquire(&tag, ExclusiveLock, false, false);
+		(void) LockRelease(&tag, ExclusiveLock, false);
+	}
+}
+
+/*
  * Nobody appends until this transaction has ended, and who has appended has
- * ended.  That this transaction has not appended itself is the caller's business.
+ * ended: all is settled.  That this transaction has not appended itself is the caller's business.
  */
 bool
 projection_keep_appenders_out(bool wait)
 {
-	if (!wait)
-		return ConditionalLockRelationOid(catalog_store()->stream, ShareRowExclusiveLock);
-	LockRelationOid(catalog_store()->stream, ShareRowExclusiveLock);
-	return true;
+	if (wait)
+	{
+		LockRelationOid(catalog_store()->stream, ShareRowExclusiveLock);
+		wait_until_settled();
+		return true;
+	}
+	if (!ConditionalLockRelationOid(catalog_store()->stream, ShareRowExclusiveLock))
+		return false;
+	if (settled_mark() >= counter_read())
+		return true;
+	UnlockRelationOid(catalog_store()->stream, ShareRowExclusiveLock);
+	return false;
 }
 
 /* ----------------------------------------------------------------
