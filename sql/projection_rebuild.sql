@@ -1,5 +1,8 @@
 -- Projections that are built anew beside the one in service.
+SET client_min_messages = warning;
+DROP EXTENSION IF EXISTS event_store;
 CREATE EXTENSION event_store;
+RESET client_min_messages;
 CREATE SCHEMA app;
 SET search_path = app, public;
 SELECT event_store.set_segment_size(64);
