@@ -70,7 +70,7 @@ PG_FUNCTION_INFO_V1(event_store_resume_projection);
 	" extract(epoch FROM p.refresh_every)::float8, p.on_error = 'skip', p.max_attempts," \
 	" extract(epoch FROM p.first_delay)::float8, p.delay_factor," \
 	" extract(epoch FROM p.max_delay)::float8," \
-	" p.tables, p.rebuilds, p.keep_old," \
+	" p.tables, p.rebuilds, p.keep_old, p.since," \
 	" c.version, c.position, c.applied, c.applied_at, c.rate," \
 	" e.stopped, e.position, e.attempts, e.next_attempt_at" \
 	" FROM event_store.projection AS p" \
@@ -257,6 +257,8 @@ read_result(HeapTuple row, TupleDesc desc, Projection *projection)
 	NEXT;
 	projection->rebuilds = isnull ? 0 : DatumGetInt32(value);
 	projection->keep_old = DatumGetBool(NEXT);
+	NEXT;
+	projection->since = isnull ? 0 : (uint64) DatumGetInt64(value);
 	projection->version = DatumGetInt64(NEXT);
 	projection->position = DatumGetInt64(NEXT);
 	projection->applied = DatumGetInt64(NEXT);

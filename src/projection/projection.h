@@ -49,6 +49,8 @@ typedef struct Projection
 	NameList	tables;			/* that the handler writes */
 	int32		rebuilds;		/* the projection that it is a rebuild of; 0: none */
 	bool		keep_old;		/* which is kept, then */
+	uint64		since;			/* a transaction: of a rebuild, when it had caught up; of what was in
+								 * service before, when it was replaced; 0: neither */
 
 	/* bounds of a batch */
 	int			batch_events;
@@ -160,6 +162,7 @@ extern Datum rebuild_check_tables(const Projection *projection, Datum array);
 extern void rebuild_drop_tables(const Projection *twin);
 extern int64 rebuild_writes_in_service(const Projection *twin);
 extern bool rebuild_switch(Projection *twin, bool wait);
+extern void rebuild_tidy(Projection *twin);
 
 /* inline.c */
 extern void inline_init(void);

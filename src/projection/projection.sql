@@ -39,6 +39,7 @@ CREATE TABLE event_store.projection (
 	tables			text[],
 	rebuilds		int,
 	keep_old		boolean NOT NULL DEFAULT false,
+	since			bigint,
 	created_at		timestamptz NOT NULL DEFAULT now(),
 	CONSTRAINT projection_pkey PRIMARY KEY (id),
 	CONSTRAINT projection_name_key UNIQUE (name),
@@ -72,6 +73,7 @@ COMMENT ON COLUMN event_store.projection.max_delay IS 'to which it grows';
 COMMENT ON COLUMN event_store.projection.tables IS 'the tables that its handler writes, for a rebuild; NULL: not known';
 COMMENT ON COLUMN event_store.projection.rebuilds IS 'id of the projection that it is a rebuild of, or that has replaced it; NULL: it is in service';
 COMMENT ON COLUMN event_store.projection.keep_old IS 'of a rebuild: whether that one is kept afterwards';
+COMMENT ON COLUMN event_store.projection.since IS 'id of the transaction in which a rebuild had caught up, or one that was in service was replaced; NULL: neither';
 COMMENT ON COLUMN event_store.projection.created_at IS 'when it was created';
 SELECT pg_extension_config_dump('event_store.projection', '');
 
@@ -241,7 +243,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_rebuild_p
 REVOKE ALL ON FUNCTION event_store.rebuild_projection(text, text, boolean, bigint) FROM PUBLIC;
 ALTER FUNCTION event_store.rebuild_projection(text, text, boolean, bigint) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.rebuild_projection(text, text, boolean, bigint) IS
-'rebuild_projection(name, handler = NULL, keep_old = false, start_after = 0) -> void: begins to build a projection anew, from the events after a position, beside the one in service, which goes on; with another handler of its kind, if one is given. The worker, or refresh_projection(), applies the events; when the rebuild has come as far as the one in service it takes its place, in one short transaction, as soon as nobody is in the way. What it builds in are states of its own (fold), or tables like those in service, in a schema event_store_rebuild_<n> that comes first in its search_path (set, event): the tables have to be known (see create_projection), be named by the handler without a schema, and be ordinary ones of the projection''s owner, without foreign keys and identity columns. Then each of them gets the new contents, and keeps its views, grants and triggers. Meanwhile is_replaying() is true for the handler. keep_old: what was in service is kept, and revert_rebuild() can go back to it. See the view projection_rebuilds. Only the owner of the projection, or of the store, may. Raises VE002 if it cannot be rebuilt, VE010 if there is none of that name, VE011 if it is being rebuilt.';
+'rebuild_projection(name, handler = NULL, keep_old = false, start_after = 0) -> void: begins to build a projection anew, from the events after a position, beside the one in service, which goes on; with another handler of its kind, if one is given. The worker, or refresh_projection(), applies the events; when the rebuild has come as far as the one in service it takes its place, in one short transaction, as soon as nobody is in the way: no other transaction has the tables open, or has a snapshot from before it had caught up. What it builds in are states of its own (fold), or tables like those in service, in a schema event_store_rebuild_<n> that comes first in its search_path (set, event): the tables have to be known (see create_projection), be named by the handler without a schema, and be ordinary ones of the projection''s owner, without foreign keys and identity columns. Then each of them gets the new contents, and keeps its views, grants and triggers. Meanwhile is_replaying() is true for the handler. keep_old: what was in service is kept, and revert_rebuild() can go back to it. See the view projection_rebuilds. Only the owner of the projection, or of the store, may. Raises VE002 if it cannot be rebuilt, VE010 if there is none of that name, VE011 if it is being rebuilt.';
 
 CREATE FUNCTION event_store.finish_rebuild(name text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_finish_rebuild';

@@ -31,6 +31,7 @@
 
 #include "access/relation.h"
 #include "access/table.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/catalog.h"
 #include "catalog/dependency.h"
@@ -47,6 +48,8 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
+#include "storage/proc.h"
+#include "storage/procarray.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -512,7 +515,65 @@ rebuild_writes_in_service(const Projection *twin)
 /* ----------------------------------------------------------------
  * Changing places
  * ----------------------------------------------------------------
+ *
+ * What changes places is not under the control of snapshots: one that is older than
+ * the twin's events would show its tables half built, and one that is older than
+ * the change would show the states of what is dropped then as gone.  So the change waits
+ * until no other transaction has a snapshot from before the twin had caught up, and
+ * what is not kept is dropped when none has one from before the change.  Since when
+ * that is stands in the row (`since`, a transaction id).
  */
+
+/* Has nobody in this database a snapshot from before a transaction? */
+static bool
+snapshots_have_passed(uint64 since, bool wait)
+{
+	uint64		next = U64FromFullTransactionId(ReadNextFullTransactionId());
+	VirtualTransactionId *holders;
+	int			count;
+
+	/* a number from another cluster, or so old that nobody can have one */
+	if (since >= next || next - since > PG_INT32_MAX)
+		return true;
+	holders = GetCurrentVirtualXIDs((TransactionId) since, true, false,
+									PROC_IS_AUTOVACUUM | PROC_IN_VACUUM, &count);
+	for (int i = 0; i < count; i++)
+	{
+		if (!wait)
+			return false;
+		(void) VirtualXactLock(holders[i], true);
+	}
+	return true;
+}
+
+static uint64
+this_transaction(void)
+{
+	return U64FromFullTransactionId(GetTopFullTransactionId());
+}
+
+static void
+note_since(int32 id, uint64 since)
+{
+	Oid			types[2] = {INT4OID, INT8OID};
+	Datum		values[2] = {Int32GetDatum(id), Int64GetDatum((int64) since)};
+	OwnerSwitch saved;
+
+	state_begin(&saved);
+	if (SPI_execute_with_args("UPDATE event_store.projection AS p SET since = $2 WHERE p.id = $1",
+							  2, types, values, NULL, false, 0) < 0)
+		elog(ERROR, "could not note since when a projection is out of service");
+	state_end(&saved);
+}
+
+/* Drops what was in service before a rebuild and is not kept, if nobody can see it. */
+void
+rebuild_tidy(Projection *twin)
+{
+	if (twin->paused && !twin->keep_old && twin->since != 0 &&
+		snapshots_have_passed(twin->since, false))
+		projection_remove(twin);
+}
 
 static void
 run(const char *sql, int nargs, Oid *types, Datum *values)
@@ -542,6 +603,18 @@ rebuild_switch(Projection *twin, bool wait)
 		return false;
 	if (!projection_read_id(twin->rebuilds, &served))
 		elog(ERROR, "projection %d does not exist", twin->rebuilds);
+	if (served.mode != PROJECTION_INLINE && twin->position < served.position)
+	{
+		projection_unlock(served.id);
+		return false;
+	}
+	if (!snapshots_have_passed(twin->since != 0 ? twin->since : this_transaction(), wait))
+	{
+		if (twin->since == 0)
+			note_since(twin->id, this_transaction());
+		projection_unlock(served.id);
+		return false;
+	}
 	if (served.mode == PROJECTION_INLINE)
 	{
 		if (settled_own_bound() != 0)
@@ -555,11 +628,6 @@ rebuild_switch(Projection *twin, bool wait)
 		if (twin->failing || twin->paused)
 			return false;
 	}
-	else if (twin->position < served.position)
-	{
-		projection_unlock(served.id);
-		return false;
-	}
 	if (twin->tables.count > 0)
 	{
 		if (!lock_tables(twin, wait, &pairs))
@@ -572,7 +640,7 @@ rebuild_switch(Projection *twin, bool wait)
 	values[2] = PointerGetDatum(cstring_to_text(served.name));
 	run("UPDATE event_store.projection AS p SET name = p.name || ' (old)', rebuilds = $2, paused = true,"
 		" mode = 'async', revision = pg_catalog.nextval('event_store.projection_revision'), search_path = (SELECT t.search_path"
-		" FROM event_store.projection AS t WHERE t.id = $2), keep_old = false"
+		" FROM event_store.projection AS t WHERE t.id = $2)"
 		" WHERE p.id = $1", 3, types, values);
 	values[2] = PointerGetDatum(cstring_to_text(served.search_path));
 	run("UPDATE event_store.projection AS p SET rebuilds = NULL, paused = false, mode = $3,"
@@ -596,12 +664,13 @@ rebuild_switch(Projection *twin, bool wait)
 			3, types, values);
 	}
 	projection_void_lists();
-	if (!twin->keep_old)
-	{
-		if (!projection_read_id(served.id, &served))
-			elog(ERROR, "projection %d does not exist", served.id);
-		projection_remove(&served);
-	}
+	note_since(served.id, this_transaction());
+	run("UPDATE event_store.projection AS p SET keep_old = $2, since = CASE WHEN p.id = $1 THEN p.since END"
+		" WHERE p.id = $1 OR p.id = $3", 3, (Oid[]) {INT4OID, BOOLOID, INT4OID},
+		(Datum[]) {Int32GetDatum(served.id), BoolGetDatum(twin->keep_old), Int32GetDatum(twin->id)});
+	if (!projection_read_id(served.id, &served))
+		elog(ERROR, "projection %d does not exist", served.id);
+	rebuild_tidy(&served);
 	return true;
 }
 
@@ -653,7 +722,7 @@ event_store_rebuild_projection(PG_FUNCTION_ARGS)
 	projection_guard("event_store.rebuild_projection()");
 	if (read_both(fcinfo, &projection, &twin))
 	{
-		if (!twin.paused || twin.keep_old)
+		if (!twin.paused || twin.since == 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_VE_PROJECTION_EXISTS),
 					 errmsg("projection \"%s\" is being rebuilt", projection.name),
@@ -745,13 +814,13 @@ event_store_revert_rebuild(PG_FUNCTION_ARGS)
 	Projection	twin;
 
 	projection_guard("event_store.revert_rebuild()");
-	if (!read_both(fcinfo, &projection, &twin))
+	if (!read_both(fcinfo, &projection, &twin) || !twin.keep_old)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_NO_PROJECTION),
 				 errmsg("nothing is kept that projection \"%s\" could go back to", projection.name)));
 	values[0] = Int32GetDatum(twin.id);
 	run("UPDATE event_store.projection AS p SET name = left(p.name, -length(' (old)')) || ' (new)',"
-		" paused = false, keep_old = true WHERE p.id = $1 AND p.name LIKE '% (old)'", 1, types, values);
+		" paused = false, since = NULL WHERE p.id = $1 AND p.name LIKE '% (old)'", 1, types, values);
 	projection_void_lists();
 	wake_at_end();
 	PG_RETURN_VOID();

@@ -452,7 +452,10 @@ refresh_both(Projection *projection, int64 max_count)
 	}
 	if (total >= max_count || !projection_read_twin(projection->id, &twin) ||
 		apply_is_running(twin.id) || !projection_lock(twin.id, false) ||
-		!projection_read_id(twin.id, &twin) || twin.paused)
+		!projection_read_id(twin.id, &twin))
+		return total;
+	rebuild_tidy(&twin);
+	if (twin.paused)
 		return total;
 	if (!refresh_run(&twin, max_count - total, 0, &rebuilt) && !twin.failing)
 		(void) rebuild_switch(&twin, false);
@@ -554,6 +557,40 @@ static Statement asynchronous = {
 	" ORDER BY p.id"
 };
 
+static Statement out_of_service = {
+	"SELECT p.id FROM event_store.projection AS p"
+	" WHERE p.rebuilds IS NOT NULL AND p.paused AND NOT p.keep_old AND p.since IS NOT NULL"
+};
+
+/* Drops what rebuilds have replaced, where that could not be done at once. */
+static void
+tidy_all(void)
+{
+	OwnerSwitch saved;
+	int32	   *ids;
+	int			count;
+	MemoryContext context = CurrentMemoryContext;
+
+	state_begin(&saved);
+	count = (int) plans_execute(&out_of_service, NULL, NULL);
+	ids = MemoryContextAlloc(context, sizeof(int32) * Max(count, 1));
+	for (int i = 0; i < count; i++)
+	{
+		bool		isnull;
+
+		ids[i] = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
+	}
+	state_end(&saved);
+	for (int i = 0; i < count; i++)
+	{
+		Projection	twin;
+
+		if (!apply_is_running(ids[i]) && projection_lock(ids[i], false) &&
+			projection_read_id(ids[i], &twin))
+			rebuild_tidy(&twin);
+	}
+}
+
 /*
  * All that are asynchronous, one after the other, for so many microseconds in all
  * (0: until they are up to date).  Each is given its share of the time.  Returns whether
@@ -604,6 +641,7 @@ refresh_all(int64 time)
 		total += applied;
 		CHECK_FOR_INTERRUPTS();
 	}
+	tidy_all();
 	if (total > 0)
 		wake_at_end();
 	return more;
