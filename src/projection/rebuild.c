@@ -566,11 +566,20 @@ note_since(int32 id, uint64 since)
 	state_end(&saved);
 }
 
+/* Was a twin in service before a rebuild? */
+static bool
+was_in_service(const Projection *twin)
+{
+	int			len = strlen(twin->name);
+
+	return len > 6 && strcmp(twin->name + len - 6, " (old)") == 0;
+}
+
 /* Drops what was in service before a rebuild and is not kept, if nobody can see it. */
 void
 rebuild_tidy(Projection *twin)
 {
-	if (twin->paused && !twin->keep_old && twin->since != 0 &&
+	if (was_in_service(twin) && !twin->keep_old &&
 		snapshots_have_passed(twin->since, false))
 		projection_remove(twin);
 }
@@ -722,7 +731,7 @@ event_store_rebuild_projection(PG_FUNCTION_ARGS)
 	projection_guard("event_store.rebuild_projection()");
 	if (read_both(fcinfo, &projection, &twin))
 	{
-		if (!twin.paused || twin.since == 0)
+		if (!was_in_service(&twin))
 			ereport(ERROR,
 					(errcode(ERRCODE_VE_PROJECTION_EXISTS),
 					 errmsg("projection \"%s\" is being rebuilt", projection.name),
@@ -814,7 +823,8 @@ event_store_revert_rebuild(PG_FUNCTION_ARGS)
 	Projection	twin;
 
 	projection_guard("event_store.revert_rebuild()");
-	if (!read_both(fcinfo, &projection, &twin) || !twin.keep_old)
+	if (!read_both(fcinfo, &projection, &twin) || !was_in_service(&twin) ||
+		!twin.keep_old)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_NO_PROJECTION),
 				 errmsg("nothing is kept that projection \"%s\" could go back to", projection.name)));
