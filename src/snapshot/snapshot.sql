@@ -117,7 +117,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_drop_snap
 REVOKE ALL ON FUNCTION event_store.drop_snapshots(text, text, int) FROM PUBLIC;
 ALTER FUNCTION event_store.drop_snapshots(text, text, int) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.drop_snapshots(text, text, int) IS
-'drop_snapshots(stream = NULL, fold = NULL, schema_version = NULL) -> bigint: removes the snapshots of a stream, a fold (an empty name: those saved without one) and a schema version; NULL: of all. Returns how many. No answer changes by it, it only takes longer. What another transaction saves at the same time stays. Raises VE002 for an invalid argument, 25006 in a read-only transaction or on a standby.';
+'drop_snapshots(stream = NULL, fold = NULL, schema_version = NULL) -> bigint: removes the snapshots of a stream, a fold (an empty name: those saved without one) and a schema version; NULL: of all. Returns how many. No answer changes by it, it only takes longer. What another transaction saves at the same time stays. Waits for others who drop the same, so two that drop in crossed order may deadlock (40P01). Raises VE002 for an invalid argument, 25006 in a read-only transaction or on a standby.';
 
 CREATE FUNCTION event_store.load_stream(
 	stream text,
