@@ -173,7 +173,7 @@ SELECT event_store.ack('far', (SELECT array_agg(position) FROM far WHERE n BETWE
 SELECT * FROM far_state;
 SELECT event_store.ack('far', (SELECT array_agg(position) FROM far WHERE n IN (10006, 10007)));
 SELECT * FROM far_state;
-SELECT array_agg(n) FROM event_store.poll('far', 7) JOIN far USING (position);
+SELECT array_agg(n ORDER BY position) FROM event_store.poll('far', 7) JOIN far USING (position);
 -- the same by a failure, in a transaction that was given some of it
 SELECT event_store.rewind_subscription('far', 0);
 SELECT event_store.ack('far', (SELECT array_agg(position) FROM far WHERE n BETWEEN 13 AND 10012));
@@ -181,7 +181,7 @@ BEGIN;
 SELECT min(n), max(n) FROM event_store.poll('far', 20) JOIN far USING (position);
 SELECT event_store.nack('far', (SELECT position FROM far WHERE n = 10021), 'bad');
 SELECT * FROM far_state;
-SELECT array_agg(n) FROM event_store.poll('far', 4) JOIN far USING (position);
+SELECT array_agg(n ORDER BY position) FROM event_store.poll('far', 4) JOIN far USING (position);
 SELECT event_store.ack('far', (SELECT array_agg(position) FROM far WHERE n IN (6, 11)));
 SELECT event_store.ack_up_to('far', (SELECT position FROM far WHERE n = 5));
 SELECT * FROM far_state;

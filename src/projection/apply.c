@@ -253,8 +253,10 @@ typedef struct ColumnsContext
 } ColumnsContext;
 
 static bool
-find_columns(Node *node, ColumnsContext *context)
+find_columns(Node *node, void *arg)
 {
+	ColumnsContext *context = arg;
+
 	if (node == NULL)
 		return false;
 	if (IsA(node, Query))
