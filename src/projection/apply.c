@@ -594,6 +594,15 @@ apply_set(const Projection *projection, Handler *handler, EventSource *source,
 	bool		nulls[RE_NATTS];
 	int			result;
 
+	if (source->want != NULL)
+	{
+		uint32		columns = UINT32_C(1) << RE_POSITION;
+
+		for (int i = 0; i < RE_NATTS; i++)
+			if (handler->columns[i])
+				columns |= UINT32_C(1) << i;
+		source->want(source, columns);
+	}
 	while (applied->count < max_count && size < projection->batch_size)
 	{
 		if (!source->next(source, values, nulls))
@@ -929,6 +938,18 @@ apply_fold(const Projection *projection, Handler *handler, EventSource *source,
 				 errmsg("relation \"event_store.%s\" is missing", projection_state_table(projection->id)),
 				 errhint("Drop the projection, and create it anew.")));
 	open_key(&keys, handler);
+	if (source->want != NULL && handler->key == NULL)
+	{
+		Bitmapset  *looked_at = fold_columns(handler->fold);
+		uint32		columns = UINT32_C(1) << RE_POSITION | UINT32_C(1) << RE_STREAM |
+			UINT32_C(1) << RE_VERSION;
+		int			column = -1;
+
+		while ((column = bms_next_member(looked_at, column)) >= 0)
+			columns |= UINT32_C(1) << column;
+		if (looked_at != NULL)
+			source->want(source, columns);
+	}
 	if (source->rewind != NULL && handler->key != NULL)
 		lock_keys(projection, &keys, source, context);
 	PushActiveSnapshot(GetTransactionSnapshot());

@@ -85,6 +85,8 @@ struct EventSource
 {
 	/* the next one: columns of recorded_event, good until the next call */
 	bool		(*next) (EventSource *source, Datum *values, bool *nulls);
+	/* before the first: only these columns are looked at, bits of RE_…; NULL: no matter */
+	void		(*want) (EventSource *source, uint32 columns);
 	/* begins again with the batch; NULL: it cannot; those of an append can */
 	void		(*rewind) (EventSource *source);
 };

@@ -96,6 +96,15 @@ next_in_log(EventSource *source, Datum *values, bool *nulls)
 }
 
 static void
+want_of_log(EventSource *source, uint32 columns)
+{
+	LogSource  *log = (LogSource *) source;
+
+	if (log->types == NULL)
+		reader_want(log->reader, columns);
+}
+
+static void
 open_log(LogSource *log, const Projection *projection, int64 after, bool positions_only)
 {
 	ReadRequest request;
@@ -111,6 +120,7 @@ open_log(LogSource *log, const Projection *projection, int64 after, bool positio
 	request.types = projection->types;
 	memset(log, 0, sizeof(LogSource));
 	log->source.next = next_in_log;
+	log->source.want = positions_only ? NULL : want_of_log;
 	log->reader = reader_open(&request);
 }
 

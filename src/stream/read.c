@@ -1259,8 +1259,11 @@ event_values(Reader *reader, Probe *probe, Datum *values, bool *nulls)
 	TupleTableSlot *slot = probe->slot;
 	Datum	   *event;
 	bool	   *event_nulls;
+	uint32		columns = reader->request.columns == 0 ? PG_UINT32_MAX : reader->request.columns;
 	int64		stream_id;
 	int32		type_id;
+
+#define WANTED(column) ((columns & (UINT32_C(1) << (column))) != 0)
 
 	slot_getallattrs(slot);
 	event = slot->tts_values;
@@ -1271,17 +1274,19 @@ event_values(Reader *reader, Probe *probe, Datum *values, bool *nulls)
 
 	stream_id = DatumGetInt64(event[EV_STREAM_ID - 1]);
 	type_id = DatumGetInt32(event[EV_TYPE_ID - 1]);
-	values[RE_STREAM] = reader->stream_name.id == stream_id ?
-		PointerGetDatum(&reader->stream_name.name) :
-		buffered_name(&reader->stream_name, stream_id,
-					  names_stream(stream_id, &reader->stream_names, reader->snapshot));
-	nulls[RE_STREAM] = false;
-	values[RE_TYPE] = reader->type_name.id == type_id ?
-		PointerGetDatum(&reader->type_name.name) :
-		buffered_name(&reader->type_name, type_id,
-					  names_text(NAME_EVENT_TYPE, type_id));
-	nulls[RE_TYPE] = false;
-	nulls[RE_SOURCE] = event_nulls[EV_SOURCE_ID - 1];
+	nulls[RE_STREAM] = !WANTED(RE_STREAM);
+	if (WANTED(RE_STREAM))
+		values[RE_STREAM] = reader->stream_name.id == stream_id ?
+			PointerGetDatum(&reader->stream_name.name) :
+			buffered_name(&reader->stream_name, stream_id,
+						  names_stream(stream_id, &reader->stream_names, reader->snapshot));
+	nulls[RE_TYPE] = !WANTED(RE_TYPE);
+	if (WANTED(RE_TYPE))
+		values[RE_TYPE] = reader->type_name.id == type_id ?
+			PointerGetDatum(&reader->type_name.name) :
+			buffered_name(&reader->type_name, type_id,
+						  names_text(NAME_EVENT_TYPE, type_id));
+	nulls[RE_SOURCE] = event_nulls[EV_SOURCE_ID - 1] || !WANTED(RE_SOURCE);
 	if (!nulls[RE_SOURCE])
 	{
 		int32		source_id = DatumGetInt32(event[EV_SOURCE_ID - 1]);
@@ -1303,7 +1308,7 @@ event_values(Reader *reader, Probe *probe, Datum *values, bool *nulls)
 	}
 	COPY(RE_EVENT_ID, EV_EVENT_ID);
 	COPY(RE_RECORDED_AT, EV_RECORDED_AT);
-	if (nulls[RE_EVENT_ID])
+	if (nulls[RE_EVENT_ID] && WANTED(RE_EVENT_ID))
 	{
 		ids_derive(&reader->made_id, DatumGetInt64(values[RE_POSITION]),
 				   DatumGetTimestampTz(values[RE_RECORDED_AT]), reader->id_key);
@@ -1318,6 +1323,7 @@ event_values(Reader *reader, Probe *probe, Datum *values, bool *nulls)
 	COPY(RE_DATA, EV_DATA);
 	COPY(RE_METADATA, EV_METADATA);
 
+#undef WANTED
 #undef COPY
 }
 
@@ -1367,6 +1373,13 @@ reader_next(Reader *reader, Datum *values, bool *nulls)
 	}
 	MemoryContextSwitchTo(saved);
 	return row != NULL && !reader->done;
+}
+
+/* Before the first event: only these columns are looked at; others may be NULL. */
+void
+reader_want(Reader *reader, uint32 columns)
+{
+	reader->request.columns = columns;
 }
 
 /* The stream of the event that was returned last. */

@@ -39,6 +39,7 @@ typedef struct ReadRequest
 	ReadKind	kind;
 	bool		backward;
 	bool		positions_only; /* no other column is set */
+	uint32		columns;		/* bits of those that are set, RE_…; 0: all */
 	int64		max_count;		/* PG_INT64_MAX: all */
 
 	/* by stream */
@@ -103,6 +104,7 @@ extern bool reader_next(Reader *reader, Datum *values, bool *nulls);
 extern int64 reader_stream_id(const Reader *reader);
 extern int64 reader_asked_stream(const Reader *reader);
 extern void reader_restart(Reader *reader, int64 from_version);
+extern void reader_want(Reader *reader, uint32 columns);
 extern void reader_close(Reader *reader);
 extern ReadCounts reader_counts(const Reader *reader);
 
