@@ -129,6 +129,18 @@ SELECT FROM event_store.append('other-1', 'Paid', '{"amount": 5, "who": "ann"}')
 SELECT name, open_events, positions_behind, lag > '0' AS lag FROM event_store.projections WHERE name IN ('total', 'by who') ORDER BY name COLLATE "C";
 SELECT * FROM event_store.projection_lag('total', 1) AS l (n, at) WHERE at IS NOT NULL \gset
 SELECT :n, open_events FROM event_store.projection_lag('total', NULL);
+-- as of a time: what the events up to then come to
+SELECT event_store.create_projection('then', 'fold', 'sum(amount)', 'live', categories => '{order}');
+SELECT recorded_at AS middle FROM event_store.events WHERE position = 15 \gset
+SELECT count(*) > 0 AS any, bool_and(a.state = to_jsonb(e.s) AND a.version = e.v AND a.position = e.p) AS equal
+  FROM event_store.projection_as_of('then', :'middle') a
+  FULL JOIN (SELECT stream, sum((data->>'amount')::numeric) AS s, max(version) AS v, max(position) AS p FROM event_store.events
+	WHERE category = 'order' AND recorded_at <= :'middle' GROUP BY 1) e ON e.stream = a.key;
+SELECT count(*) FROM event_store.projection_as_of('then', '-infinity');
+SELECT raises($$SELECT * FROM event_store.projection_as_of('then', NULL)$$), raises($$SELECT * FROM event_store.projection_as_of('total', now())$$),
+	raises($$SELECT * FROM event_store.projection_as_of('none', now())$$);
+SELECT event_store.drop_projection('then');
+
 -- all at once
 SELECT event_store.pause_projection('sums');
 SELECT event_store.refresh_projections(), event_store.refresh_projections('1 min');

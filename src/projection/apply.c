@@ -103,6 +103,14 @@ typedef struct Running
 	const Datum *values;		/* NULL: a batch */
 } Running;
 
+/* and what an error in it says */
+typedef struct Run
+{
+	Running		running;
+	ErrorContextCallback callback;
+	HandlerRights rights;
+} Run;
+
 static HTAB *handlers = NULL;
 static uint64 function_messages = 0;
 static Running *running = NULL;
@@ -218,6 +226,32 @@ error_context(void *arg)
 				   r->projection->name, (long long) DatumGetInt64(r->values[RE_POSITION]),
 				   TextDatumGetCString(r->values[RE_STREAM]),
 				   DatumGetInt32(r->values[RE_VERSION]));
+}
+
+/* From here to end_run() what happens is the handler's doing, with its rights. */
+static void
+begin_run(Run *run, const Projection *projection)
+{
+	check_stack_depth();
+	run->running.outer = running;
+	run->running.projection = projection;
+	run->running.values = NULL;
+	run->callback.callback = error_context;
+	run->callback.arg = &run->running;
+	run->callback.previous = error_context_stack;
+	error_context_stack = &run->callback;
+	apply_begin(projection, &run->rights);
+	running = &run->running;
+}
+
+/* After an error the rights are restored by the end of the (sub)transaction. */
+static void
+end_run(Run *run, bool well)
+{
+	running = run->running.outer;
+	if (well)
+		apply_end(&run->rights);
+	error_context_stack = run->callback.previous;
 }
 
 /* ----------------------------------------------------------------
@@ -1133,23 +1167,16 @@ apply_matview(const Projection *projection, EventSource *source, const HandlerRi
 void
 apply_batch(const Projection *projection, EventSource *source, int64 max_count, Applied *applied)
 {
-	HandlerRights saved;
-	Running		run = {running, projection, NULL};
-	ErrorContextCallback callback;
-	Handler    *handler;
+	volatile bool well = false;
+	Run			run;
 
-	check_stack_depth();
 	applied->count = applied->position = 0;
 	applied->ended = false;
-	callback.callback = error_context;
-	callback.arg = &run;
-	callback.previous = error_context_stack;
-	error_context_stack = &callback;
-	apply_begin(projection, &saved);
-	running = &run;
+	begin_run(&run, projection);
 	PG_TRY();
 	{
-		handler = get_handler(projection);
+		Handler    *handler = get_handler(projection);
+
 		switch (projection->kind)
 		{
 			case PROJECTION_SET:
@@ -1162,17 +1189,16 @@ apply_batch(const Projection *projection, EventSource *source, int64 max_count, 
 				apply_fold(projection, handler, source, max_count, applied);
 				break;
 			case PROJECTION_MATVIEW:
-				apply_matview(projection, source, &saved, applied);
+				apply_matview(projection, source, &run.rights, applied);
 				break;
 		}
+		well = true;
 	}
 	PG_FINALLY();
 	{
-		running = run.outer;
+		end_run(&run, well);
 	}
 	PG_END_TRY();
-	apply_end(&saved);
-	error_context_stack = callback.previous;
 	CommandCounterIncrement();
 }
 
@@ -1180,19 +1206,12 @@ apply_batch(const Projection *projection, EventSource *source, int64 max_count, 
 Datum
 apply_live(const Projection *projection, EventSource *source, text *wanted, bool *isnull)
 {
-	HandlerRights saved;
-	Running		run = {running, projection, NULL};
-	ErrorContextCallback callback;
 	MemoryContext context = CurrentMemoryContext;
 	volatile Datum state = (Datum) 0;
+	volatile bool well = false;
+	Run			run;
 
-	check_stack_depth();
-	callback.callback = error_context;
-	callback.arg = &run;
-	callback.previous = error_context_stack;
-	error_context_stack = &callback;
-	apply_begin(projection, &saved);
-	running = &run;
+	begin_run(&run, projection);
 	PG_TRY();
 	{
 		Handler    *handler = get_handler(projection);
@@ -1206,29 +1225,102 @@ apply_live(const Projection *projection, EventSource *source, text *wanted, bool
 		{
 			text	   *key = read_key(&keys, values, nulls);
 
-			run.values = values;
+			run.running.values = values;
 			if (key != NULL && same_key(key, wanted))
 			{
 				if (fold == NULL)
 					fold = fold_begin(handler->fold, (Datum) 0, true, context);
 				fold_step(fold, values, nulls);
 			}
+			run.running.values = NULL;
 			CHECK_FOR_INTERRUPTS();
 		}
-		run.values = NULL;
 		close_key(&keys);
 		*isnull = true;
 		if (fold != NULL)
 			state = fold_result(fold, isnull);
+		well = true;
 	}
 	PG_FINALLY();
 	{
-		running = run.outer;
+		end_run(&run, well);
 	}
 	PG_END_TRY();
-	apply_end(&saved);
-	error_context_stack = callback.previous;
 	return state;
+}
+
+/*
+ * The states of all keys of a fold, folded from the events of a source, put into a
+ * result: key, state, version and position of the last event.
+ */
+void
+apply_as_of(const Projection *projection, EventSource *source, Tuplestorestate *result,
+			TupleDesc desc)
+{
+	volatile bool well = false;
+	Run			run;
+
+	begin_run(&run, projection);
+	PG_TRY();
+	{
+		MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "event_store states",
+													  ALLOCSET_DEFAULT_SIZES);
+		Handler    *handler = get_handler(projection);
+		keystates_hash *states = keystates_create(context, 1024, NULL);
+		keystates_iterator iterator;
+		KeyState   *entry;
+		KeyReader	keys;
+		Datum		values[RE_NATTS];
+		bool		nulls[RE_NATTS];
+
+		open_key(&keys, handler);
+		for (;;)
+		{
+			text	   *key;
+			bool		found;
+
+			run.running.values = NULL;
+			if (!source->next(source, values, nulls))
+				break;
+			run.running.values = values;
+			CHECK_FOR_INTERRUPTS();
+			key = read_key(&keys, values, nulls);
+			if (key == NULL)
+				continue;
+			entry = keystates_insert(states, key, &found);
+			if (!found)
+			{
+				MemoryContext caller = MemoryContextSwitchTo(context);
+
+				entry->key = DatumGetTextPCopy(PointerGetDatum(key));
+				MemoryContextSwitchTo(caller);
+				entry->state = fold_begin(handler->fold, (Datum) 0, true, context);
+			}
+			fold_step(entry->state, values, nulls);
+			entry->version = DatumGetInt32(values[RE_VERSION]);
+			entry->position = DatumGetInt64(values[RE_POSITION]);
+		}
+		close_key(&keys);
+		keystates_start_iterate(states, &iterator);
+		while ((entry = keystates_iterate(states, &iterator)) != NULL)
+		{
+			Datum		row[4];
+			bool		row_nulls[4] = {false};
+
+			row[0] = PointerGetDatum(entry->key);
+			row[1] = fold_result(entry->state, &row_nulls[1]);
+			row[2] = Int32GetDatum(entry->version);
+			row[3] = Int64GetDatum(entry->position);
+			tuplestore_putvalues(result, desc, row, row_nulls);
+		}
+		MemoryContextDelete(context);
+		well = true;
+	}
+	PG_FINALLY();
+	{
+		end_run(&run, well);
+	}
+	PG_END_TRY();
 }
 
 static void

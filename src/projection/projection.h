@@ -7,6 +7,7 @@
 
 #include "fmgr.h"
 #include "utils/timestamp.h"
+#include "utils/tuplestore.h"
 
 #include "stream/read.h"
 #include "stream/stream.h"
@@ -154,6 +155,8 @@ extern void apply_forget(int32 id);
 extern bool apply_is_replaying(void);
 extern Datum apply_live(const Projection *projection, EventSource *source, text *wanted,
 						bool *isnull);
+extern void apply_as_of(const Projection *projection, EventSource *source,
+						Tuplestorestate *result, TupleDesc desc);
 extern Datum apply_read_state(const Projection *projection, text *key, bool *isnull);
 extern void apply_init(void);
 

@@ -300,6 +300,20 @@ ALTER FUNCTION event_store.projection_state(text, text) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.projection_state(text, text) IS
 'projection_state(name, key) -> jsonb: the state of a fold for a stream, or for a value of the projection''s key; NULL: there is none. Of a live fold it is computed now: by stream from that stream, with the caller''s own appends, by another key from all events of the filter up to the settled mark. Needs SELECT on the view events. Raises VE002 for NULL or another kind of projection, VE010 if there is none of that name.';
 
+CREATE FUNCTION event_store.projection_as_of(
+	name text,
+	"time" timestamptz,
+	OUT key text,
+	OUT state jsonb,
+	OUT version int,
+	OUT "position" bigint
+) RETURNS SETOF record
+LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1000 AS 'MODULE_PATHNAME', 'event_store_projection_as_of';
+REVOKE ALL ON FUNCTION event_store.projection_as_of(text, timestamptz) FROM PUBLIC;
+ALTER FUNCTION event_store.projection_as_of(text, timestamptz) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.projection_as_of(text, timestamptz) IS
+'projection_as_of(name, time) -> setof (key, state, version, position): the states of a fold as of a time: folded now, from the first event of its filter to the last that had been recorded then, up to the settled mark; version and position are those of the last event of each key. All states are in memory meanwhile. Of a single stream state_at() is cheaper. Needs SELECT on the view events. Raises VE002 for NULL or another kind of projection, VE010 if there is none of that name.';
+
 CREATE FUNCTION event_store.projection_lag(
 	name text,
 	max_count bigint DEFAULT 10000,

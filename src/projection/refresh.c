@@ -54,6 +54,7 @@ PG_FUNCTION_INFO_V1(event_store_refresh_projections);
 PG_FUNCTION_INFO_V1(event_store_catch_up_projection);
 PG_FUNCTION_INFO_V1(event_store_wait_for_projection);
 PG_FUNCTION_INFO_V1(event_store_projection_state);
+PG_FUNCTION_INFO_V1(event_store_projection_as_of);
 PG_FUNCTION_INFO_V1(event_store_projection_lag);
 PG_FUNCTION_INFO_V1(event_store_is_replaying);
 
@@ -72,6 +73,7 @@ typedef struct LogSource
 	EventSource source;
 	Reader	   *reader;
 	const NameList *types;		/* to be looked at here; NULL: the reader does */
+	TimestampTz until;			/* recorded then or before; 0: whenever */
 } LogSource;
 
 static bool
@@ -83,6 +85,9 @@ next_in_log(EventSource *source, Datum *values, bool *nulls)
 	{
 		text	   *type;
 
+		/* it never falls with position */
+		if (log->until != 0 && DatumGetTimestampTz(values[RE_RECORDED_AT]) > log->until)
+			return false;
 		if (log->types == NULL)
 			return true;
 		type = DatumGetTextPP(values[RE_TYPE]);
@@ -850,6 +855,33 @@ event_store_projection_state(PG_FUNCTION_ARGS)
 	if (isnull)
 		PG_RETURN_NULL();
 	PG_RETURN_DATUM(state);
+}
+
+/* All states of a fold as of a time, folded from the first event. */
+Datum
+event_store_projection_as_of(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	Projection	projection;
+	LogSource	log;
+
+	catalog_require_read(catalog_store());
+	projection_read(projection_name_argument(fcinfo, 0), &projection);
+	if (projection.kind != PROJECTION_FOLD)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("projection \"%s\" has no states", projection.name),
+				 errhint("Only folds have. What others make is in tables of your own.")));
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("time must not be NULL")));
+	InitMaterializedSRF(fcinfo, 0);
+	open_log(&log, &projection, 0, false);
+	log.until = PG_GETARG_TIMESTAMPTZ(1);
+	apply_as_of(&projection, &log.source, result->setResult, result->setDesc);
+	reader_close(log.reader);
+	return (Datum) 0;
 }
 
 Datum
