@@ -101,4 +101,11 @@
 #define compat_close_smgr(oid) RelationCloseSmgrByOid(oid)
 #endif
 
+/* 18 says first that a function does not return */
+#if PG_VERSION_NUM >= 180000
+#define compat_noreturn pg_noreturn
+#else
+#define compat_noreturn pg_attribute_noreturn()
+#endif
+
 #endif

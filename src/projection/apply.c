@@ -244,13 +244,21 @@ begin_run(Run *run, const Projection *projection)
 	running = &run->running;
 }
 
-/* After an error the rights are restored by the end of the (sub)transaction. */
+/*
+ * Its end, after an error too.  The rights are restored then by the end of the
+ * (sub)transaction, and the context of errors by who catches it.
+ */
 static void
-end_run(Run *run, bool well)
+end_run(Run *run)
 {
 	running = run->running.outer;
-	if (well)
-		apply_end(&run->rights);
+}
+
+/* And after that if there was none; behind PG_END_TRY(), which sets the context itself. */
+static void
+leave_run(Run *run)
+{
+	apply_end(&run->rights);
 	error_context_stack = run->callback.previous;
 }
 
@@ -1167,7 +1175,6 @@ apply_matview(const Projection *projection, EventSource *source, const HandlerRi
 void
 apply_batch(const Projection *projection, EventSource *source, int64 max_count, Applied *applied)
 {
-	volatile bool well = false;
 	Run			run;
 
 	applied->count = applied->position = 0;
@@ -1192,13 +1199,13 @@ apply_batch(const Projection *projection, EventSource *source, int64 max_count, 
 				apply_matview(projection, source, &run.rights, applied);
 				break;
 		}
-		well = true;
 	}
 	PG_FINALLY();
 	{
-		end_run(&run, well);
+		end_run(&run);
 	}
 	PG_END_TRY();
+	leave_run(&run);
 	CommandCounterIncrement();
 }
 
@@ -1208,7 +1215,6 @@ apply_live(const Projection *projection, EventSource *source, text *wanted, bool
 {
 	MemoryContext context = CurrentMemoryContext;
 	volatile Datum state = (Datum) 0;
-	volatile bool well = false;
 	Run			run;
 
 	begin_run(&run, projection);
@@ -1239,13 +1245,13 @@ apply_live(const Projection *projection, EventSource *source, text *wanted, bool
 		*isnull = true;
 		if (fold != NULL)
 			state = fold_result(fold, isnull);
-		well = true;
 	}
 	PG_FINALLY();
 	{
-		end_run(&run, well);
+		end_run(&run);
 	}
 	PG_END_TRY();
+	leave_run(&run);
 	return state;
 }
 
@@ -1257,7 +1263,6 @@ void
 apply_as_of(const Projection *projection, EventSource *source, Tuplestorestate *result,
 			TupleDesc desc)
 {
-	volatile bool well = false;
 	Run			run;
 
 	begin_run(&run, projection);
@@ -1314,13 +1319,13 @@ apply_as_of(const Projection *projection, EventSource *source, Tuplestorestate *
 			tuplestore_putvalues(result, desc, row, row_nulls);
 		}
 		MemoryContextDelete(context);
-		well = true;
 	}
 	PG_FINALLY();
 	{
-		end_run(&run, well);
+		end_run(&run);
 	}
 	PG_END_TRY();
+	leave_run(&run);
 }
 
 static void

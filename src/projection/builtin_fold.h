@@ -68,7 +68,7 @@ struct FoldState
 extern const Jsonb *fold_payload(Fold *fold, Datum datum, void **to_free);
 
 /* in PG_CATCH: the error again; one in a handler's text as an error of ours */
-extern void fold_refuse_text(MemoryContext context) pg_attribute_noreturn();
+compat_noreturn extern void fold_refuse_text(MemoryContext context);
 
 extern bool builtin_fold_open(Fold *fold, const char *handler);
 
