@@ -73,7 +73,8 @@ typedef struct LogSource
 	EventSource source;
 	Reader	   *reader;
 	const NameList *types;		/* to be looked at here; NULL: the reader does */
-	TimestampTz until;			/* recorded then or before; 0: whenever */
+	bool		has_until;
+	TimestampTz until;			/* recorded then or before */
 } LogSource;
 
 static bool
@@ -86,7 +87,7 @@ next_in_log(EventSource *source, Datum *values, bool *nulls)
 		text	   *type;
 
 		/* it never falls with position */
-		if (log->until != 0 && DatumGetTimestampTz(values[RE_RECORDED_AT]) > log->until)
+		if (log->has_until && DatumGetTimestampTz(values[RE_RECORDED_AT]) > log->until)
 			return false;
 		if (log->types == NULL)
 			return true;
@@ -878,6 +879,7 @@ event_store_projection_as_of(PG_FUNCTION_ARGS)
 				 errmsg("time must not be NULL")));
 	InitMaterializedSRF(fcinfo, 0);
 	open_log(&log, &projection, 0, false);
+	log.has_until = true;
 	log.until = PG_GETARG_TIMESTAMPTZ(1);
 	apply_as_of(&projection, &log.source, result->setResult, result->setDesc);
 	reader_close(log.reader);
