@@ -267,8 +267,8 @@ static Statement extend_batches = {
 
 static Statement extend_failures = {
 	"UPDATE event_store.subscription_failure AS f"
-	" SET leased_until = greatest(f.leased_until, pg_catalog.clock_timestamp() + coalesce($4, f.lease)),"
-	" due = greatest(f.leased_until, pg_catalog.clock_timestamp() + coalesce($4, f.lease))"
+	" SET (leased_until, due) = (SELECT t.until, t.until FROM (SELECT"
+	" greatest(f.leased_until, pg_catalog.clock_timestamp() + coalesce($4, f.lease))) AS t (until))"
 	" WHERE f.subscription_id = $1 AND f.position IN (SELECT k.position"
 	" FROM event_store.subscription_failure AS k WHERE k.subscription_id = $1"
 	" AND k.due IS NOT NULL AND k.consumer = $2 AND $3 IS NOT NULL"
