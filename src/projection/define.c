@@ -182,21 +182,6 @@ projection_name_argument(FunctionCallInfo fcinfo, int n)
 	return name;
 }
 
-static NameList
-name_list(Datum array)
-{
-	NameList	list;
-	Datum	   *elements;
-	bool	   *nulls;
-
-	deconstruct_array(DatumGetArrayTypePCopy(array), TEXTOID, -1, false, TYPALIGN_INT,
-					  &elements, &nulls, &list.count);
-	list.names = palloc(sizeof(text *) * Max(list.count, 1));
-	for (int i = 0; i < list.count; i++)
-		list.names[i] = DatumGetTextPP(elements[i]);
-	return list;
-}
-
 static ProjectionKind
 kind_of(const char *name)
 {
@@ -233,10 +218,10 @@ read_result(HeapTuple row, TupleDesc desc, Projection *projection)
 	projection->key = NEXT_TEXT;
 	NEXT;
 	if ((projection->by_category = !isnull))
-		projection->categories = name_list(value);
+		projection->categories = state_name_list(value);
 	NEXT;
 	if ((projection->by_type = !isnull))
-		projection->types = name_list(value);
+		projection->types = state_name_list(value);
 	projection->owner = NEXT_TEXT;
 	projection->owner_id = DatumGetObjectId(NEXT);
 	projection->cluster_id = (uint64) DatumGetInt64(NEXT);
@@ -253,7 +238,7 @@ read_result(HeapTuple row, TupleDesc desc, Projection *projection)
 	projection->max_delay = DatumGetFloat8(NEXT);
 	NEXT;
 	if (!isnull)
-		projection->tables = name_list(value);
+		projection->tables = state_name_list(value);
 	NEXT;
 	projection->rebuilds = isnull ? 0 : DatumGetInt32(value);
 	projection->keep_old = DatumGetBool(NEXT);

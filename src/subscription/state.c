@@ -149,8 +149,9 @@ state_name_argument(FunctionCallInfo fcinfo, int n)
 	return name;
 }
 
-static NameList
-name_list(Datum array)
+/* The names of an array of ours, which has no NULL, in the current context. */
+NameList
+state_name_list(Datum array)
 {
 	NameList	list;
 	Datum	   *elements;
@@ -486,10 +487,10 @@ read_result(Subscription *subscription, MemoryContext context)
 	subscription->priority_key = isnull ? NULL : DatumGetTextPCopy(value);
 	NEXT;
 	if ((subscription->by_category = !isnull))
-		subscription->categories = name_list(value);
+		subscription->categories = state_name_list(value);
 	NEXT;
 	if ((subscription->by_type = !isnull))
-		subscription->types = name_list(value);
+		subscription->types = state_name_list(value);
 	NEXT;
 	subscription->pattern = isnull ? NULL : DatumGetTextPCopy(value);
 	subscription->max_attempts = DatumGetInt32(NEXT);

@@ -150,6 +150,7 @@ extern int	state_slot_of(const Subscription *subscription, int64 stream_id);
 extern Datum state_int64_array(const int64 *elements, int count);
 extern Datum state_int32_array(const int *elements, int count);
 extern int64 *state_array_int64(Datum array, int *count);
+extern NameList state_name_list(Datum array);
 extern Datum state_text(const char *value);
 extern Datum state_consumer(const Consumer *consumer);
 extern void events_add(EventList *list, int64 position, int64 stream);
