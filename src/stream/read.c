@@ -801,7 +801,9 @@ edge_version(Reader *reader, Segment segment, ScanDirection edge)
 
 /*
  * Where in a stream's segments to begin: versions rise with position, so by
- * halving.
+ * halving.  A segment where the snapshot shows no event of the stream counts as
+ * one behind what is looked for: those that an old snapshot does not show are
+ * the last ones, and to begin early only costs.
  */
 static void
 find_first_segment(Reader *reader)
@@ -816,9 +818,10 @@ find_first_segment(Reader *reader)
 		while (low < high)
 		{
 			int			middle = (low + high) / 2;
+			int64		last = edge_version(reader, reader->list[middle],
+											BackwardScanDirection);
 
-			if (edge_version(reader, reader->list[middle], BackwardScanDirection) <
-				request->from_version)
+			if (last > 0 && last < request->from_version)
 				low = middle + 1;
 			else
 				high = middle;
