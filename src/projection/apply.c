@@ -13,7 +13,8 @@
  *
  * - set: the events are put into a tuplestore, which the statements see as the
  *	 relation new_events (an ephemeral named relation, as the transition tables
- *	 of triggers); only the columns that they mention are filled.
+ *	 of triggers); only the columns that they mention are filled.  A statement
+ *	 that reads them once draws them from the log as it goes (batch_scan.c).
  * - event: the function is called for each.
  * - fold: a state in memory for each key of the batch, begun with what is stored;
  *	 all are written at its end by one statement.
@@ -67,11 +68,10 @@
 #include "common/errors.h"
 #include "common/plans.h"
 #include "common/rows.h"
+#include "projection/batch_scan.h"
 #include "projection/fold.h"
 #include "projection/projection.h"
 #include "subscription/subscription.h"
-
-#define NEW_EVENTS	"new_events"
 
 /* looks at the memory that is used, in events */
 #define LOOK_EVERY	256
@@ -90,6 +90,7 @@ typedef struct Handler
 	MemoryContext context;		/* NULL: nothing is prepared */
 	SPIPlanPtr	plan;			/* set: the statements */
 	bool		columns[RE_NATTS];	/* set: those that they mention */
+	bool		read_once;		/* set: batch_is_read_once() */
 	FmgrInfo	function;		/* event */
 	Fold	   *fold;
 	Expr	   *key;			/* fold: of new_events; NULL: the stream */
@@ -292,6 +293,7 @@ typedef struct ColumnsContext
 {
 	List	   *queries;		/* the innermost first */
 	bool	   *columns;
+	bool		row;			/* the row as a value, too */
 } ColumnsContext;
 
 static bool
@@ -330,7 +332,10 @@ find_columns(Node *node, void *arg)
 		if (var->varattno >= 1 && var->varattno <= RE_NATTS)
 			context->columns[var->varattno - 1] = true;
 		else
+		{
 			memset(context->columns, true, sizeof(bool) * RE_NATTS);
+			context->row = true;
+		}
 		return false;
 	}
 	return expression_tree_walker(node, find_columns, context);
@@ -341,7 +346,7 @@ prepare_set(const Projection *projection, Handler *handler, MemoryContext contex
 {
 	MemoryContext saved = MemoryContextSwitchTo(context);
 	TupleDesc	desc = event_desc();
-	ColumnsContext columns = {NIL, handler->columns};
+	ColumnsContext columns = {NIL, handler->columns, false};
 	SPIPlanPtr	plan;
 	ListCell   *cell;
 
@@ -364,7 +369,6 @@ prepare_set(const Projection *projection, Handler *handler, MemoryContext contex
 	{
 		CachedPlanSource *source = lfirst(cell);
 		ListCell   *query;
-
 		ListCell   *relation;
 
 		foreach(query, source->query_list)
@@ -384,6 +388,13 @@ prepare_set(const Projection *projection, Handler *handler, MemoryContext contex
 						(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 						 errmsg("the handler of projection \"%s\" cannot use temporary table \"%s\"",
 								projection->name, get_rel_name(lfirst_oid(relation)))));
+	}
+	if (list_length(SPI_plan_get_plan_sources(plan)) == 1)
+	{
+		CachedPlanSource *source = linitial(SPI_plan_get_plan_sources(plan));
+
+		handler->read_once = !columns.row && list_length(source->query_list) == 1 &&
+			batch_is_read_once(linitial_node(Query, source->query_list));
 	}
 	SPI_keepplan(plan);
 	handler->plan = plan;
@@ -549,6 +560,7 @@ get_handler(const Projection *projection)
 	context = AllocSetContextCreate(CurrentMemoryContext, "event_store handler",
 									ALLOCSET_SMALL_SIZES);
 	memset(handler->columns, false, sizeof(handler->columns));
+	handler->read_once = false;
 	switch (projection->kind)
 	{
 		case PROJECTION_SET:
@@ -617,23 +629,15 @@ apply_check(const Projection *projection)
  * ----------------------------------------------------------------
  */
 
-static Size
-value_size(Datum value, bool isnull)
-{
-	return isnull ? 0 : VARSIZE_ANY(DatumGetPointer(value));
-}
-
 static void
 apply_set(const Projection *projection, Handler *handler, EventSource *source,
 		  int64 max_count, Applied *applied)
 {
-	/* a batch stays in memory, which its size bounds */
-	Tuplestorestate *events = tuplestore_begin_heap(false, false, Max(work_mem, projection->batch_size / 1024));
 	TupleDesc	desc = event_desc();
 	SPIExecuteOptions options = {0};
-	int64		size = 0;
-	Datum		values[RE_NATTS];
-	bool		nulls[RE_NATTS];
+	Batch		batch = {.source = source, .columns = handler->columns, .max_count = max_count,
+	.max_size = projection->batch_size, .applied = applied};
+	Tuplestorestate *events = NULL;
 	int			result;
 
 	if (source->want != NULL)
@@ -645,30 +649,28 @@ apply_set(const Projection *projection, Handler *handler, EventSource *source,
 				columns |= UINT32_C(1) << i;
 		source->want(source, columns);
 	}
-	while (applied->count < max_count && size < projection->batch_size)
+	if (!handler->read_once)
 	{
-		if (!source->next(source, values, nulls))
-		{
-			applied->ended = true;
-			break;
-		}
-		applied->position = DatumGetInt64(values[RE_POSITION]);
-		for (int i = 0; i < RE_NATTS; i++)
-			if (!handler->columns[i])
-				nulls[i] = true;
-		tuplestore_putvalues(events, desc, values, nulls);
-		size += 100 + value_size(values[RE_DATA], nulls[RE_DATA]) +
-			value_size(values[RE_METADATA], nulls[RE_METADATA]);
-		applied->count++;
+		/* a batch stays in memory, which its size bounds */
+		Datum		values[RE_NATTS];
+		bool		nulls[RE_NATTS];
+
+		events = tuplestore_begin_heap(false, false,
+									   Max(work_mem, projection->batch_size / 1024));
+		while (batch_next(&batch, values, nulls))
+			tuplestore_putvalues(events, desc, values, nulls);
 	}
+	else
+		(void) batch_begin(&batch);
 	if (applied->count > 0)
 	{
 		if (SPI_connect() != SPI_OK_CONNECT)
 			elog(ERROR, "SPI_connect failed");
-		if (SPI_register_relation(new_events(desc, applied->count, events)) != SPI_OK_REL_REGISTER)
+		if (SPI_register_relation(new_events(desc, handler->read_once ? projection->batch_events :
+											 applied->count, events)) != SPI_OK_REL_REGISTER)
 			elog(ERROR, "could not register " NEW_EVENTS);
 		options.dest = CreateDestReceiver(DestNone);
-		result = SPI_execute_plan_extended(handler->plan, &options);
+		result = batch_execute(handler->read_once ? &batch : NULL, handler->plan, &options);
 		if (result < 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
@@ -676,7 +678,10 @@ apply_set(const Projection *projection, Handler *handler, EventSource *source,
 							projection->name, SPI_result_code_string(result))));
 		SPI_finish();
 	}
-	tuplestore_end(events);
+	if (events != NULL)
+		tuplestore_end(events);
+	else
+		batch_finish(&batch);
 }
 
 /* ----------------------------------------------------------------
@@ -1337,5 +1342,6 @@ function_changed(Datum arg, int cacheid, uint32 hashvalue)
 void
 apply_init(void)
 {
+	batch_scan_init();
 	CacheRegisterSyscacheCallback(PROCOID, function_changed, (Datum) 0);
 }

@@ -7,6 +7,8 @@
 
 #include "executor/tuptable.h"
 #include "fmgr.h"
+#include "nodes/extensible.h"
+#include "nodes/pathnodes.h"
 #include "utils/uuid.h"
 
 #include "position/position.h"
@@ -111,5 +113,7 @@ extern ReadCounts reader_counts(const Reader *reader);
 /* scan.c */
 extern void scan_add_function(const ReadFunction *function);
 extern Datum scan_rows(FunctionCallInfo fcinfo);
+extern CustomScan *scan_make_plan(RelOptInfo *rel, CustomPath *path, List *tlist,
+								  List *clauses, const CustomScanMethods *methods);
 
 #endif

@@ -410,16 +410,13 @@ static const CustomScanMethods scan_methods = {
 };
 
 /*
- * The plan's scan tuple is the row of the function, and the row as a value if
- * that is wanted.  The call is carried as an
- * expression, for its arguments, and so that the plan depends on the function.
+ * A custom scan without a relation, whose scan tuple is an event, as columns of
+ * recorded_event; its caller adds what else it has.
  */
-static Plan *
-plan_scan(PlannerInfo *root, RelOptInfo *rel, CustomPath *path,
-		  List *tlist, List *clauses, List *custom_plans)
+CustomScan *
+scan_make_plan(RelOptInfo *rel, CustomPath *path, List *tlist, List *clauses,
+			   const CustomScanMethods *methods)
 {
-	RangeTblEntry *rte = planner_rt_fetch(rel->relid, root);
-	RangeTblFunction *function = linitial_node(RangeTblFunction, rte->functions);
 	CustomScan *scan = makeNode(CustomScan);
 	TupleDesc	desc = lookup_rowtype_tupdesc(catalog_store()->recorded_event, -1);
 
@@ -427,7 +424,6 @@ plan_scan(PlannerInfo *root, RelOptInfo *rel, CustomPath *path,
 	scan->scan.plan.qual = extract_actual_clauses(clauses, false);
 	scan->scan.scanrelid = 0;
 	scan->flags = path->flags;
-	scan->custom_exprs = list_make1(function->funcexpr);
 	scan->custom_private = path->custom_private;
 	for (int i = 0; i < desc->natts; i++)
 	{
@@ -441,6 +437,24 @@ plan_scan(PlannerInfo *root, RelOptInfo *rel, CustomPath *path,
 														  false));
 	}
 	ReleaseTupleDesc(desc);
+	scan->methods = methods;
+	return scan;
+}
+
+/*
+ * The scan tuple has the row as a value, too, if that is wanted.  The call is
+ * carried as an expression, for its arguments, and so that the plan depends on
+ * the function.
+ */
+static Plan *
+plan_scan(PlannerInfo *root, RelOptInfo *rel, CustomPath *path,
+		  List *tlist, List *clauses, List *custom_plans)
+{
+	RangeTblEntry *rte = planner_rt_fetch(rel->relid, root);
+	RangeTblFunction *function = linitial_node(RangeTblFunction, rte->functions);
+	CustomScan *scan = scan_make_plan(rel, path, tlist, clauses, &scan_methods);
+
+	scan->custom_exprs = list_make1(function->funcexpr);
 	if (wants_row(rel))
 		scan->custom_scan_tlist =
 			lappend(scan->custom_scan_tlist,
@@ -448,7 +462,6 @@ plan_scan(PlannerInfo *root, RelOptInfo *rel, CustomPath *path,
 													 exprType(function->funcexpr), -1,
 													 InvalidOid, 0),
 									RE_NATTS + 1, pstrdup("event"), false));
-	scan->methods = &scan_methods;
 	return &scan->scan.plan;
 }
 
