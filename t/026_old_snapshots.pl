@@ -137,9 +137,12 @@ sub look_around
 
 sub some_value { return pick(@known)->{ $_[0] } }
 
+# a stream that goes on for several segments after the snapshot
+my $long = 'none-1';
+
 sub some_stream
 {
-	return pick('a-1', 'a-2', 'a-3', 'b-1', 'none-1', some_value('stream'), some_value('stream'));
+	return pick($long, $long, 'a-1', 'a-2', 'a-3', 'b-1', 'none-1', some_value('stream'), some_value('stream'));
 }
 
 sub some_type { return pick('t1', 't2', 'none', some_value('type')) }
@@ -154,7 +157,7 @@ sub exact_question
 
 	if ($kind eq 'stream')
 	{
-		my ($from, $until) = (pick(1, 1, 2, 5, 10 + int rand 40), pick('NULL', 'NULL', 1, 5, 10 + int rand 40));
+		my ($from, $until) = (pick(1, 2, 2, 3, 5, 10 + int rand 40), pick('NULL', 'NULL', 1, 2, 5, 10 + int rand 40));
 		my ($backward, $direction) = @{ pick([ 'false', 'ASC' ], [ 'true', 'DESC' ]) };
 		my $at = pick('NULL', 'NULL', "'2020-01-01 00:30'", "'" . some_value('occurred_at') . "'");
 
@@ -363,8 +366,20 @@ sub append_ourselves
 	return;
 }
 
+# Others append to a stream that the snapshot shows, for several segments.
+sub lengthen
+{
+	($long) = map { $_->{stream} } pick(@known);
+	$fresh->run("SELECT last_version FROM event_store.append_events('$long', (
+		SELECT jsonb_agg(jsonb_build_object('type', 't2', 'data', n)) FROM generate_series(1, 60) n))");
+	ask_exactly('stream') foreach 1 .. 3;
+	ask_exactly(pick('last', 'version', 'info', 'load', 'state'));
+	return;
+}
+
 my $until = time + $seconds;
 my $transactions = 0;
+my $lengthened = 0;
 
 # on a slow machine longer, until all has been met with
 while (@mismatches < 5
@@ -378,6 +393,7 @@ while (@mismatches < 5
 	$session->run("BEGIN ISOLATION LEVEL $level");
 	look_around($session);
 	my $count = 3 + int rand 15;
+	lengthen() if $repeatable && rand() < 0.4 && $lengthened++ < 20;
 	foreach (1 .. $count)
 	{
 		my $what = rand;
@@ -386,10 +402,10 @@ while (@mismatches < 5
 		elsif ($what < 0.55) { ask_exactly() }
 		elsif ($what < 0.57) { look_around($fresh) }
 		elsif (!$repeatable) { usleep(5_000) }
+		elsif ($what < 0.6) { usleep(rand 60_000) }
 		elsif ($what < 0.8) { ask_settled() }
 		elsif ($what < 0.88) { ask_view() }
-		elsif ($what < 0.95) { push @cursors, declare_cursor() }
-		else { usleep(rand 60_000) }
+		else { push @cursors, declare_cursor() }
 	}
 	$_->() foreach @cursors;
 	$session->try(rand() < 0.3 ? 'ROLLBACK' : 'COMMIT');
