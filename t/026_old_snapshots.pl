@@ -13,7 +13,7 @@
 #   backward: all of it but for what lies above the mark;
 # - cursors: as at the time of DECLARE, whatever happens before they are read.
 #
-# And the view shows each event that the table has once, by whatever plan.
+# The view shows each event that the table has once, by whatever plan.
 #
 # EVENT_STORE_SEED gives the calls, EVENT_STORE_SNAPSHOT_SECONDS how long.
 
@@ -101,7 +101,8 @@ sub writer
 		  unless $session->{sqlstate} =~ /^(00000|40P01|25P02)$/;
 		usleep(pick(0, 0, rand 300_000));
 		$session->try(rand() < 0.15 ? 'ROLLBACK' : 'COMMIT');
-		usleep(rand 150_000);
+		# ever more slowly: hundreds of segments are nothing that is tested here
+		usleep(rand(80_000) * (1 + $session->run('SELECT event_store.last_position()') / 400));
 	}
 	$session->quit;
 	return;
@@ -114,6 +115,7 @@ my @writers = map { my $n = $_; start_worker(sub { writer($n) }) } 1 .. 3;
 # ---------------------------------------------------------------------------
 
 my $fresh = EventStoreTest::Session->new($node, 'postgres');
+my $slow = EventStoreTest::Session->new($node, 'postgres');
 my $session = EventStoreTest::Session->new($node, 'postgres');
 
 # Events of the view, by the snapshot of the transaction, and by fresh ones.
@@ -206,7 +208,7 @@ sub exact_question
 	if ($kind eq 'load')
 	{
 		my $after = 1 + int rand 20;
-		my ($saved) = $session->run("SELECT EXISTS (SELECT FROM event_store.read_stream('$stream', $after, 1, until_version => $after))");
+		my $saved = $session->run("SELECT EXISTS (SELECT FROM event_store.read_stream('$stream', $after, 1, until_version => $after))");
 
 		$session->run("SELECT event_store.save_snapshot('$stream', $after, '{}')") if $saved eq 't';
 		return ("SELECT version FROM event_store.load_stream('$stream')",
@@ -265,18 +267,45 @@ sub mismatch { push @mismatches, join "\n", @_ }
 
 sub ask_exactly
 {
-	my ($call, $sql) = exact_question(@_);
-	my ($of_store, $of_sql) = split /\|/, scalar $session->run(
+	my ($repeatable, @kind) = @_;
+	my ($call, $sql) = exact_question(@kind);
+	my ($of_store, $of_sql);
+
+	# in READ COMMITTED a plan may be older than the statement's snapshot, and
+	# lack a segment that was made in between
+	for my $try (1 .. ($repeatable ? 1 : 3))
+	{
+		($of_store, $of_sql) = split /\|/, scalar $session->run(
 		"SELECT replace(array_to_string(ARRAY($call)::text[], ','), '|', '/'), replace(array_to_string(ARRAY($sql)::text[], ','), '|', '/')"), -1;
+		last if $of_store eq $of_sql;
+	}
 
 	$asked{ $call =~ /event_store\.(\w+)/ ? $1 : '' }++;
-	mismatch($call, "function: $of_store", "SQL:      $of_sql") if $of_store ne $of_sql;
+	mismatch($call, difference($of_store, $of_sql)) if $of_store ne $of_sql;
 	return;
+}
+
+# Two lists without the beginning and the end that they share.
+sub difference
+{
+	my ($a, $b) = @_;
+
+	while ($a =~ /^(\(.*?\)|\d+),/ && substr($b, 0, length $&) eq $&)
+	{
+		$a = substr $a, length $&;
+		$b = substr $b, length $&;
+	}
+	while ($a =~ /,(\([^()]*\)|\d+)$/ && length $b >= length $& && substr($b, -length $&) eq $&)
+	{
+		substr $a, -length($&), length($&), '';
+		substr $b, -length($&), length($&), '';
+	}
+	return ("function: $a", "SQL:      $b");
 }
 
 sub ask_settled
 {
-	my ($call, $condition, $backward, $limit) = settled_question();
+	my ($call, $condition, $backward, $limit) = @_ ? @_ : settled_question();
 	my $mark = $session->run('SELECT event_store.settled_position()');
 	my @read = $session->run("SELECT position FROM event_store.$call");
 	my @shown = $session->run("SELECT position FROM event_store.events WHERE $condition ORDER BY position " . ($backward ? 'DESC' : 'ASC'));
@@ -305,7 +334,7 @@ sub ask_settled
 	return;
 }
 
-# Once, in the table and by the view, whatever the plan.
+# Each event of the table once in the view, whatever the plan.
 sub ask_view
 {
 	my @off = grep { rand() < 0.5 } qw(enable_hashjoin enable_mergejoin enable_nestloop enable_indexscan enable_seqscan);
@@ -362,7 +391,7 @@ sub append_ourselves
 	}
 	$session->run(rand() < 0.2 ? 'ROLLBACK TO append' : 'RELEASE append');
 	ask_view() if $repeatable;
-	ask_exactly('streams');
+	ask_exactly($repeatable, 'streams');
 	return;
 }
 
@@ -371,9 +400,9 @@ sub lengthen
 {
 	($long) = map { $_->{stream} } pick(@known);
 	$fresh->run("SELECT last_version FROM event_store.append_events('$long', (
-		SELECT jsonb_agg(jsonb_build_object('type', 't2', 'data', n)) FROM generate_series(1, 60) n))");
-	ask_exactly('stream') foreach 1 .. 3;
-	ask_exactly(pick('last', 'version', 'info', 'load', 'state'));
+		SELECT jsonb_agg(jsonb_build_object('type', 't2', 'data', n)) FROM generate_series(1, 50) n))");
+	ask_exactly(1, 'stream') foreach 1 .. 3;
+	ask_exactly(1, pick('last', 'version', 'info', 'load', 'state'));
 	return;
 }
 
@@ -381,25 +410,32 @@ my $until = time + $seconds;
 my $transactions = 0;
 my $lengthened = 0;
 
-# on a slow machine longer, until all has been met with
-while (@mismatches < 5
-	&& (time < $until || time < $until + 60 && !($outcome{'00000'} && $outcome{'ended at a hidden event'})))
+while (time < $until && @mismatches < 5)
 {
 	my $level = pick('READ COMMITTED', 'REPEATABLE READ', 'REPEATABLE READ', 'SERIALIZABLE');
 	my $repeatable = $level ne 'READ COMMITTED';
 	my @cursors;
 
-	$transactions++;
+	# in flight at the time of the snapshot, behind it something that is not
+	my $in_flight = $transactions++ % 3 == 0;
+	if ($in_flight)
+	{
+		$slow->run('BEGIN');
+		$slow->run(append_call('a-slow', 't1'));
+		$fresh->run(append_call('a-quick', 't1', 't2'));
+	}
 	$session->run("BEGIN ISOLATION LEVEL $level");
 	look_around($session);
+	$slow->run('COMMIT') if $in_flight;
+	ask_settled('read_all(0, NULL)', 'true', 0, 'NULL') if $in_flight && $repeatable;
 	my $count = 3 + int rand 15;
-	lengthen() if $repeatable && rand() < 0.4 && $lengthened++ < 20;
+	lengthen() if $repeatable && rand() < 0.4 && $lengthened++ < 15;
 	foreach (1 .. $count)
 	{
 		my $what = rand;
 
 		if ($what < 0.15) { append_ourselves($repeatable) }
-		elsif ($what < 0.55) { ask_exactly() }
+		elsif ($what < 0.55) { ask_exactly($repeatable) }
 		elsif ($what < 0.57) { look_around($fresh) }
 		elsif (!$repeatable) { usleep(5_000) }
 		elsif ($what < 0.6) { usleep(rand 60_000) }
@@ -424,6 +460,6 @@ query_is($node, 'postgres', 'many segments were filled', 't', 'SELECT count(*) >
 store_is_sound($node, 'postgres', 'at the end');
 
 $session->quit;
-$fresh->quit;
+$_->quit foreach $fresh, $slow;
 $node->stop;
 done_testing();
