@@ -163,35 +163,35 @@ next_stream_row(Probe *probe, const char *name, int len)
 
 /*
  * Finds a stream's row by name, for readers.  In REPEATABLE READ and SERIALIZABLE
- * as of now: what the transaction has appended may be in a stream, or in a
- * segment of it, that its snapshot does not know.  More segments than the
- * snapshot needs do no harm.
+ * as of now: what the transaction has appended may be in a segment of the stream
+ * that the row of its snapshot does not name.  More segments than the snapshot
+ * needs do no harm.  The row as of now may move between the look into the index
+ * and that at the row; but then it is not ours, so we have appended nothing, and
+ * the snapshot's will do.
  */
 bool
 append_find_stream(const char *name, int len, Snapshot snapshot,
 				   StreamInput *found)
 {
-	ScanKeyData key;
-	Probe		probe;
 	bool		exists;
 
 	memset(found, 0, sizeof(StreamInput));
 	found->name = name;
 	found->len = len;
-	if (IsolationUsesXactSnapshot())
-		snapshot = SnapshotSelf;
-	open_stream_probe(&probe, name, len, AccessShareLock, snapshot, &key);
-	exists = next_stream_row(&probe, name, len);
-	if (!exists && snapshot == SnapshotSelf)
+	for (bool now = IsolationUsesXactSnapshot();; now = false)
 	{
-		/* it may have moved between the look into the index and at the row */
-		probe_again(&probe, &key, 1);
+		ScanKeyData key;
+		Probe		probe;
+
+		open_stream_probe(&probe, name, len, AccessShareLock,
+						  now ? SnapshotSelf : snapshot, &key);
 		exists = next_stream_row(&probe, name, len);
+		if (exists)
+			read_stream_row(&probe, found);
+		probe_close(&probe, false);
+		if (exists || !now)
+			return exists;
 	}
-	if (exists)
-		read_stream_row(&probe, found);
-	probe_close(&probe, false);
-	return exists;
 }
 
 typedef enum RowOwner
@@ -275,6 +275,21 @@ row_owner(Probe *probe, TransactionId *xid)
 	if (TransactionIdIsCurrentTransactionId(*xid))
 		return ROW_OURS;
 	return TransactionIdIsInProgress(*xid) ? ROW_OTHERS : ROW_FREE;
+}
+
+/*
+ * Was the row found written by somebody since the snapshot of this transaction,
+ * which is REPEATABLE READ or SERIALIZABLE?
+ */
+static bool
+row_is_younger(Probe *probe)
+{
+	HeapTupleHeader header = ExecFetchSlotHeapTuple(probe->slot, false, NULL)->t_data;
+	TransactionId xid = HeapTupleHeaderGetXmin(header);
+
+	return IsolationUsesXactSnapshot() && TransactionIdIsNormal(xid) &&
+		!TransactionIdIsCurrentTransactionId(xid) &&
+		XidInMVCCSnapshot(xid, GetTransactionSnapshot());
 }
 
 /* Locks the row found; false: it changed meanwhile, look again. */
@@ -367,7 +382,10 @@ lock_stream(StreamInput *stream, int *made)
 				again = true;
 		}
 		if (exists && owner != ROW_OTHERS && !again)
+		{
 			read_stream_row(&probe, stream);
+			stream->row_is_younger = row_is_younger(&probe);
+		}
 		probe_close(&probe, true);
 
 		if (owner == ROW_OTHERS || again)
@@ -962,6 +980,35 @@ update_stream_row(CatalogIndexState indexes, Relation rel, StreamInput *stream)
 	CatalogTupleUpdateWithInfo(rel, &stream->tid, tuple, indexes);
 }
 
+/*
+ * The stream's row was written by others since the snapshot of this REPEATABLE
+ * READ transaction.  If that shows none of the stream, the row is written once
+ * more, so that the transaction sees the stream that it has appended to.  If it
+ * shows an old one, a new one would stand beside it, and plain SQL give each
+ * event twice: as for any UPDATE of such a row, that is an error.
+ */
+static void
+reconcile_younger_row(StreamInput *stream)
+{
+	ScanKeyData key;
+	Probe		probe;
+	bool		shown;
+
+	open_stream_probe(&probe, stream->name, stream->len, AccessShareLock,
+					  GetTransactionSnapshot(), &key);
+	shown = next_stream_row(&probe, stream->name, stream->len);
+	probe_close(&probe, false);
+	if (!shown)
+		stream->note_segments = true;
+	else if (stream->note_segments)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access due to concurrent update"),
+				 errdetail("Stream \"%s\" has reached another segment since the transaction's snapshot, and would now reach one more.",
+						   pnstrdup(stream->name, stream->len)),
+				 errhint("Retry the transaction.")));
+}
+
 /* Rows of new streams, and new notes of old ones. */
 static void
 write_stream_rows(AppendBatch *append)
@@ -973,6 +1020,8 @@ write_stream_rows(AppendBatch *append)
 	{
 		StreamInput *stream = &append->streams[i];
 
+		if (stream->row_is_younger && stream->first_version > 0)
+			reconcile_younger_row(stream);
 		if (!stream->note_segments)
 			continue;
 		if (rel == NULL)

@@ -6,6 +6,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type_d.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -122,8 +123,8 @@ event_store_stream_version(PG_FUNCTION_ARGS)
 	PG_RETURN_INT64(edge.version);
 }
 
-/* A row of stream_info() or streams(). */
-static void
+/* A row of stream_info() or streams(), if the snapshot shows the stream. */
+static bool
 put_stream(ReturnSetInfo *result, text *name, int64 id, int32 category_id,
 		   TimestampTz created_at, const int64 *segments, int nsegments,
 		   Snapshot snapshot)
@@ -135,7 +136,7 @@ put_stream(ReturnSetInfo *result, text *name, int64 id, int32 category_id,
 
 	if (!find_edge(id, segments, nsegments, ForwardScanDirection, snapshot, &first) ||
 		!find_edge(id, segments, nsegments, BackwardScanDirection, snapshot, &last))
-		return;
+		return false;
 	values[SI_STREAM] = PointerGetDatum(name);
 	values[SI_CATEGORY] = PointerGetDatum(names_text(NAME_CATEGORY, category_id));
 	values[SI_VERSION] = Int32GetDatum(last.version);
@@ -144,6 +145,7 @@ put_stream(ReturnSetInfo *result, text *name, int64 id, int32 category_id,
 	values[SI_LAST_POSITION] = Int64GetDatum(last.position);
 	values[SI_LAST_RECORDED_AT] = TimestampTzGetDatum(last.recorded_at);
 	tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+	return true;
 }
 
 Datum
@@ -160,8 +162,8 @@ event_store_stream_info(PG_FUNCTION_ARGS)
 	snapshot = RegisterSnapshot(GetActiveSnapshot());
 	segment_refresh();
 	if (append_find_stream(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name), snapshot, &stream))
-		put_stream(result, name, stream.id, stream.category_id, stream.created_at,
-				   stream.segments, stream.nsegments, snapshot);
+		(void) put_stream(result, name, stream.id, stream.category_id, stream.created_at,
+						  stream.segments, stream.nsegments, snapshot);
 	UnregisterSnapshot(snapshot);
 	return (Datum) 0;
 }
@@ -229,18 +231,23 @@ event_store_streams(PG_FUNCTION_ARGS)
 			text	   *name = DatumGetTextPP(probe_value(&probe, ST_NAME, &isnull));
 			StreamInput stream = {0};
 
+			if (category != NULL && probe_int32(&probe, ST_CATEGORY_ID) != category_id)
+				continue;
 			stream.name = VARDATA_ANY(name);
 			stream.len = VARSIZE_ANY_EXHDR(name);
-			stream.id = probe_int64(&probe, ST_ID);
-			append_read_segments(&probe, &stream);
-			if (stream.nsegments == 0 ||
-				(category != NULL && probe_int32(&probe, ST_CATEGORY_ID) != category_id))
-				continue;
-			put_stream(result, name, stream.id,
-					   probe_int32(&probe, ST_CATEGORY_ID),
-					   DatumGetTimestampTz(probe_value(&probe, ST_CREATED_AT, &isnull)),
-					   stream.segments, stream.nsegments, snapshot);
-			left--;
+			/* the segments as of now, where the snapshot's need not be all */
+			if (IsolationUsesXactSnapshot())
+				(void) append_find_stream(stream.name, stream.len, snapshot, &stream);
+			else
+			{
+				stream.id = probe_int64(&probe, ST_ID);
+				append_read_segments(&probe, &stream);
+			}
+			if (put_stream(result, name, stream.id,
+						   probe_int32(&probe, ST_CATEGORY_ID),
+						   DatumGetTimestampTz(probe_value(&probe, ST_CREATED_AT, &isnull)),
+						   stream.segments, stream.nsegments, snapshot))
+				left--;
 			CHECK_FOR_INTERRUPTS();
 		}
 		probe_close(&probe, false);

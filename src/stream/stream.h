@@ -43,6 +43,7 @@ typedef struct StreamInput
 	int64	   *segments;		/* pairs, see event_store.stream.segments */
 	int			nsegments;
 	ItemPointerData tid;		/* of its row */
+	bool		row_is_younger; /* than the snapshot of a REPEATABLE READ transaction */
 	int32		first_version;
 	int32		last_version;
 	int64		first_position;
