@@ -404,14 +404,14 @@ nack(Subscription *subscription, int64 position, const char *error,
 			if (subscription->has_batches)
 				batch_park_stream(subscription, stream, position);
 			failure_park(subscription, &earlier, NULL,
-						 delivered_log(subscription->id) >= position);
+						 delivered_log(subscription->id) >= position ? PARKED_IN_HAND : PARKED_SEEN);
 		}
 		if (is_blocked)
 		{
 			EventList	itself = {0};
 
 			events_add(&itself, position, stream);
-			failure_park(subscription, &itself, NULL, false);
+			failure_park(subscription, &itself, NULL, PARKED_SEEN);
 			return cstring_to_text("retry");
 		}
 		dead = failure_add(subscription, position, stream, error, retry_after, consumer);

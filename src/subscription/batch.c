@@ -56,9 +56,9 @@ static Statement insert = {
 	"INSERT INTO event_store.subscription_batch (subscription_id, slot, priority, first_position,"
 	" last_position, positions, streams, consumer, delivered_at, leased_until, lease)"
 	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8,"
-	" CASE WHEN $8 IS NOT NULL THEN pg_catalog.clock_timestamp() END, $9, $10)",
-	10, {INT4OID, INT4OID, INT4OID, INT8OID, INT8OID, INT8ARRAYOID, INT8ARRAYOID, TEXTOID,
-	TIMESTAMPTZOID, INTERVALOID}
+	" CASE WHEN $11 THEN pg_catalog.clock_timestamp() END, $9, $10)",
+	11, {INT4OID, INT4OID, INT4OID, INT8OID, INT8OID, INT8ARRAYOID, INT8ARRAYOID, TEXTOID,
+	TIMESTAMPTZOID, INTERVALOID, BOOLOID}
 };
 
 #define BATCH_COLUMNS \
@@ -284,18 +284,24 @@ static Statement oldest_row = {
 	2, {INT4OID, INT8OID}
 };
 
-/* the same hash as state_slot_of() */
+/*
+ * The same hash as state_slot_of().  What was seen and what was not come into rows
+ * of their own, which don't overlap: n - m is another number for each run of one kind.
+ */
 static Statement deal_anew = {
 	"WITH gone AS (DELETE FROM event_store.subscription_batch AS b"
-	" WHERE b.subscription_id = $1 AND b.consumer IS NULL RETURNING b.positions, b.streams),"
-	" one AS (SELECT e.position, e.stream,"
+	" WHERE b.subscription_id = $1 AND b.consumer IS NULL"
+	" RETURNING b.positions, b.streams, b.delivered_at IS NOT NULL AS seen),"
+	" one AS (SELECT e.position, e.stream, gone.seen,"
 	" 1 + (pg_catalog.hashint8(e.stream) & 2147483647) % $2 AS slot"
 	" FROM gone, unnest(gone.positions, gone.streams) AS e (position, stream)),"
 	" numbered AS (SELECT one.*,"
-	" pg_catalog.row_number() OVER (PARTITION BY one.slot ORDER BY one.position) - 1 AS n FROM one)"
+	" pg_catalog.row_number() OVER (PARTITION BY one.slot ORDER BY one.position) - 1 AS n,"
+	" pg_catalog.row_number() OVER (PARTITION BY one.slot, one.seen ORDER BY one.position) - 1 AS m"
+	" FROM one)"
 	" SELECT x.slot, pg_catalog.array_agg(x.position ORDER BY x.position),"
-	" pg_catalog.array_agg(x.stream ORDER BY x.position)"
-	" FROM numbered AS x GROUP BY x.slot, x.n / $3",
+	" pg_catalog.array_agg(x.stream ORDER BY x.position), x.seen"
+	" FROM numbered AS x GROUP BY x.slot, x.seen, x.n - x.m, x.n / $3",
 	3, {INT4OID, INT4OID, INT8OID}
 };
 
@@ -340,12 +346,13 @@ delivered_keys(int32 subscription_id, bool as_a_whole, int *count)
  * ----------------------------------------------------------------
  */
 
+/* seen: they have been delivered, or passed over. */
 static void
 insert_batch(const Subscription *subscription, int slot, int priority,
-			 const EventList *events, int first, int count, const Consumer *consumer)
+			 const EventList *events, int first, int count, const Consumer *consumer, bool seen)
 {
-	Datum		values[10];
-	char		nulls[11] = "          ";
+	Datum		values[11];
+	char		nulls[12] = "           ";
 
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = Int32GetDatum(slot);
@@ -366,6 +373,7 @@ insert_batch(const Subscription *subscription, int slot, int priority,
 		values[7] = values[8] = values[9] = (Datum) 0;
 		nulls[7] = nulls[8] = nulls[9] = 'n';
 	}
+	values[10] = BoolGetDatum(seen);
 	(void) plans_execute(&insert, values, nulls);
 }
 
@@ -582,7 +590,8 @@ batch_deal(Subscription *subscription, int max_count)
 			if (events.count == size || i + 1 == count ||
 				dealt[i + 1].priority != dealt[i].priority)
 			{
-				insert_batch(subscription, 1, dealt[i].priority, &events, 0, events.count, NULL);
+				insert_batch(subscription, 1, dealt[i].priority, &events, 0, events.count, NULL,
+							 false);
 				events.count = 0;
 			}
 		}
@@ -591,7 +600,7 @@ batch_deal(Subscription *subscription, int max_count)
 		for (int slot = 1; slot <= subscription->slots; slot++)
 			for (int i = 0; i < lists[slot].count; i += size)
 				insert_batch(subscription, slot, 0, &lists[slot], i,
-							 Min(size, lists[slot].count - i), NULL);
+							 Min(size, lists[slot].count - i), NULL, false);
 	state_end(&saved);
 
 	/* what was decided ahead of the cursor is passed */
@@ -625,7 +634,7 @@ batch_queue(Subscription *subscription, const EventList *events)
 		int			count = Min(MAX_BATCH, events->count - i);
 		EventList	row = {0};
 
-		insert_batch(subscription, 1, 0, events, i, count, NULL);
+		insert_batch(subscription, 1, 0, events, i, count, NULL, true);
 		row.count = count;
 		row.positions = events->positions + i;
 		while (count > 0 && row.positions[count - 1] > delivered_to)
@@ -668,7 +677,8 @@ batch_deal_anew(Subscription *subscription, int slots)
 											 &events.count);
 		events.streams = state_array_int64(SPI_getbinval(table->vals[i], table->tupdesc, 3, &isnull),
 										   &events.count);
-		insert_batch(subscription, slot, 0, &events, 0, events.count, NULL);
+		insert_batch(subscription, slot, 0, &events, 0, events.count, NULL,
+					 DatumGetBool(SPI_getbinval(table->vals[i], table->tupdesc, 4, &isnull)));
 		MemoryContextSwitchTo(spi);
 	}
 	state_end(&saved);
@@ -792,7 +802,7 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 				move_delivered(subscription->id, &batches[i], &rest);
 				if (consumer->leases)
 					insert_batch(subscription, batches[i].slot, batches[i].priority, events,
-								 first, count, consumer);
+								 first, count, consumer, true);
 			}
 			MemoryContextSwitchTo(spi);
 		}
@@ -820,7 +830,8 @@ batch_lease(Subscription *subscription, const EventList *events, const Consumer 
 	state_begin(&saved);
 	note_oldest(subscription);
 	for (int i = 0; i < events->count; i += MAX_BATCH)
-		insert_batch(subscription, 1, 0, events, i, Min(MAX_BATCH, events->count - i), consumer);
+		insert_batch(subscription, 1, 0, events, i, Min(MAX_BATCH, events->count - i), consumer,
+					 true);
 	state_end(&saved);
 	subscription->has_batches = true;
 }
@@ -1122,14 +1133,17 @@ batch_park_stream(Subscription *subscription, int64 stream, int64 position)
 			EventList	earlier = {0};
 			EventList	in_hand = {0};
 			EventList	later = {0};
+			EventList	later_seen = {0};
 			Consumer	holder = {0};
 
 			for (int k = 0; k < events->count; k++)
 			{
 				int64		here = events->positions[k];
 
-				events_add(events->streams[k] != stream ? &rest : here > position ? &later :
-						   here <= delivered_to ? &in_hand : &earlier, here, events->streams[k]);
+				events_add(events->streams[k] != stream ? &rest :
+						   here <= position ? (here <= delivered_to ? &in_hand : &earlier) :
+						   batches[i].consumer != NULL || here <= delivered_to ? &later_seen : &later,
+						   here, events->streams[k]);
 			}
 			if (rest.count == events->count)
 				continue;
@@ -1139,9 +1153,11 @@ batch_park_stream(Subscription *subscription, int64 stream, int64 position)
 			holder.name = batches[i].consumer;
 			holder.until = batches[i].until;
 			holder.lease = batches[i].lease;
-			failure_park(subscription, &earlier, holder.name == NULL ? NULL : &holder, false);
-			failure_park(subscription, &in_hand, NULL, true);
-			failure_park(subscription, &later, NULL, false);
+			failure_park(subscription, &earlier, holder.name == NULL ? NULL : &holder,
+						 PARKED_UNSEEN);
+			failure_park(subscription, &in_hand, NULL, PARKED_IN_HAND);
+			failure_park(subscription, &later_seen, NULL, PARKED_SEEN);
+			failure_park(subscription, &later, NULL, PARKED_UNSEEN);
 		}
 		MemoryContextSwitchTo(spi);
 	}

@@ -64,10 +64,11 @@ static Statement is_blocked = {
 
 static Statement park = {
 	"INSERT INTO event_store.subscription_failure AS f"
-	" (subscription_id, position, stream_id, slot, consumer, leased_until, due, lease)"
-	" SELECT $1, e.position, e.stream, e.slot, $5, $6, $6, $7"
+	" (subscription_id, position, stream_id, slot, consumer, leased_until, due, lease, delivered)"
+	" SELECT $1, e.position, e.stream, e.slot, $5, $6, $6, $7, $8"
 	" FROM unnest($2, $3, $4) AS e (position, stream, slot)",
-	7, {INT4OID, INT8ARRAYOID, INT8ARRAYOID, INT4ARRAYOID, TEXTOID, TIMESTAMPTZOID, INTERVALOID}
+	8, {INT4OID, INT8ARRAYOID, INT8ARRAYOID, INT4ARRAYOID, TEXTOID, TIMESTAMPTZOID, INTERVALOID,
+	BOOLOID}
 };
 
 static Statement add = {
@@ -89,7 +90,7 @@ static Statement find_for_nack = {
 };
 
 static Statement fail_again = {
-	"UPDATE event_store.subscription_failure AS f SET attempts = $3, dead = $4, suspect = false,"
+	"UPDATE event_store.subscription_failure AS f SET attempts = $3, dead = $4, suspect = false, delivered = true,"
 	" retry_at = $5, due = $5, error = $6, failed_by = coalesce(f.consumer, $7), consumer = NULL,"
 	" leased_until = NULL, failed_at = pg_catalog.clock_timestamp(),"
 	" first_failed_at = coalesce(f.first_failed_at, pg_catalog.clock_timestamp())"
@@ -165,7 +166,7 @@ static Statement behind = {
 };
 
 static Statement lease = {
-	"UPDATE event_store.subscription_failure AS f SET consumer = $3, leased_until = $4, due = $4,"
+	"UPDATE event_store.subscription_failure AS f SET consumer = $3, leased_until = $4, due = $4, delivered = true,"
 	" lease = $5 WHERE f.subscription_id = $1 AND f.position = ANY ($2)",
 	5, {INT4OID, INT8ARRAYOID, TEXTOID, TIMESTAMPTZOID, INTERVALOID}
 };
@@ -225,7 +226,7 @@ static Statement next_due = {
 
 #define RECLAIM(locked) \
 	"UPDATE event_store.subscription_failure AS f SET consumer = NULL, leased_until = NULL," \
-	" suspect = f.suspect OR $3 IS NULL," \
+	" suspect = f.suspect OR $3 IS NULL, delivered = true," \
 	" attempts = CASE WHEN $3 IS NOT NULL THEN f.attempts" \
 	" WHEN $7 AND " IS_ALONE("$4") " THEN f.attempts + 1" \
 	" ELSE greatest(f.attempts, least(f.attempts + 1, $4 - 1)) END," \
@@ -428,14 +429,14 @@ set_heads(Subscription *subscription, const int64 *streams, int count, bool came
 /*
  * Puts events behind others of their streams that have failed, or that will be
  * put there in this call.  holder: they are still out, under the lease of this
- * one; in_hand: or with this transaction.
+ * one.
  */
 void
 failure_park(Subscription *subscription, const EventList *events, const Consumer *holder,
-			 bool in_hand)
+			 ParkedEvent parked)
 {
-	Datum		values[7];
-	char		nulls[8] = "       ";
+	Datum		values[8];
+	char		nulls[9] = "        ";
 	OwnerSwitch saved;
 
 	if (events->count == 0)
@@ -454,13 +455,14 @@ failure_park(Subscription *subscription, const EventList *events, const Consumer
 		nulls[4] = nulls[5] = ' ';
 		nulls[6] = holder->lease == NULL ? 'n' : ' ';
 	}
+	values[7] = BoolGetDatum(holder != NULL || parked != PARKED_UNSEEN);
 	state_begin(&saved);
 	(void) plans_execute(&park, values, nulls);
 	/* each stream has a first one, which is due, whatever has become of the others */
 	if (!subscription->competing)
 		set_heads(subscription, events->streams, events->count, true);
 	state_end(&saved);
-	for (int i = 0; i < events->count && in_hand; i++)
+	for (int i = 0; i < events->count && parked == PARKED_IN_HAND; i++)
 		note_delivered(subscription->id, events->positions[i], events->streams[i]);
 	subscription->has_failures = true;
 }

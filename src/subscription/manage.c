@@ -447,7 +447,7 @@ Datum
 event_store_drop_subscription(PG_FUNCTION_ARGS)
 {
 	static const char *const tables[] = {
-		"subscription_cursor", "subscription_batch", "subscription_failure",
+		"subscription_cursor", "subscription_no_replay", "subscription_batch", "subscription_failure",
 		"subscription_consumer", "subscription_fault", "subscription_breaker",
 		"subscription_change"
 	};
@@ -551,15 +551,9 @@ event_store_rewind_subscription(PG_FUNCTION_ARGS)
 	passed = subscription.checkpoint;
 	if (subscription.ndecided > 0)
 		passed = Max(passed, subscription.decided[subscription.ndecided - 1]);
+	replay_note_rewind(&subscription, passed, position);
 	if (subscription.has_batches)
 	{
-		int64		first = number("SELECT min(b.first_position) FROM event_store.subscription_batch AS b"
-								   " WHERE b.subscription_id = $1 AND b.consumer IS NULL"
-								   " AND $2 IS NOT NULL", types, values);
-
-		/* what nobody was given is no replay, nor what may lie behind it */
-		if (first > 0)
-			passed = Min(passed, first - 1);
 		/* what is in front of the new checkpoint stays where it is */
 		subscription.taken -=
 			number("SELECT coalesce(sum(x.n), 0)::int8 FROM (SELECT"
@@ -578,7 +572,6 @@ event_store_rewind_subscription(PG_FUNCTION_ARGS)
 		subscription.taken -=
 			run("DELETE FROM event_store.subscription_failure AS f"
 				" WHERE f.subscription_id = $1 AND f.position > $2", 2, types, values, NULL);
-	subscription.replay_until = Max(subscription.replay_until, passed);
 	subscription.checkpoint = position;
 	subscription.ndecided = 0;
 	subscription.oldest = 0;
@@ -714,6 +707,10 @@ recorded_at(int64 position)
 /*
  * How many events are open, counted up to a limit, and how old the first is:
  * those that are dealt, leased or have failed, and those in the log.
+ *
+ * Events are read as the owner here: nothing of them is shown but their number, and
+ * when the first was recorded, to who may see the subscription; and nothing of
+ * anybody's is run on them (the filter is names, and a pattern for LIKE).
  */
 Datum
 event_store_subscription_lag(PG_FUNCTION_ARGS)
@@ -741,8 +738,10 @@ event_store_subscription_lag(PG_FUNCTION_ARGS)
 	int64		count = 0;
 	int64		first = 0;
 	TimestampTz oldest = DT_NOEND;
+	Oid			user;
+	int			context;
 
-	catalog_require_read(catalog_store());
+	catalog_require_sight(catalog_store());
 	name = state_name_argument(fcinfo, 0);
 	if (!PG_ARGISNULL(1))
 		max_count = PG_GETARG_INT64(1);
@@ -754,6 +753,9 @@ event_store_subscription_lag(PG_FUNCTION_ARGS)
 		elog(ERROR, "return type must be a row type");
 	desc = BlessTupleDesc(desc);
 	(void) state_read(name, STATE_LOOK, &subscription);
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(catalog_owner(catalog_store()),
+						   context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
 	if (subscription.has_batches || subscription.has_failures)
 	{
 		arguments[0] = Int32GetDatum(subscription.id);
@@ -779,6 +781,7 @@ event_store_subscription_lag(PG_FUNCTION_ARGS)
 		count++;
 	}
 	(void) subscription_scan_close(scan);
+	SetUserIdAndSecContext(user, context);
 	result[0] = Int64GetDatum(Min(count, max_count));
 	result[1] = TimestampTzGetDatum(oldest);
 	result_nulls[1] = oldest == DT_NOEND;

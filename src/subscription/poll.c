@@ -140,7 +140,7 @@ put_events(Request *request, Subscription *subscription, const Delivery *events,
 		while (events[i].position < position)
 			i++;
 		values[DE_ATTEMPT] = Int32GetDatum(events[i].attempt);
-		values[DE_IS_REPLAY] = BoolGetDatum(position <= subscription->replay_until);
+		values[DE_IS_REPLAY] = BoolGetDatum(replay_is(subscription, position));
 		tuplestore_putvalues(request->result->setResult, request->result->setDesc, values, nulls);
 	}
 	reader_close(reader);
@@ -216,7 +216,7 @@ deliver_dealt(Request *request, Subscription *subscription, const int *slots, in
 		{
 			if (!consumer->at_once)
 				batch_drop_parked(subscription, &parked, consumer);
-			failure_park(subscription, &parked, NULL, false);
+			failure_park(subscription, &parked, NULL, PARKED_UNSEEN);
 		}
 		if (consumer->at_once)
 			breaker_succeeded(subscription, count);
@@ -267,7 +267,7 @@ deliver_log(Request *request, Subscription *subscription)
 			continue;
 		}
 		last = position;
-		values[DE_IS_REPLAY] = BoolGetDatum(position <= subscription->replay_until);
+		values[DE_IS_REPLAY] = BoolGetDatum(replay_is(subscription, position));
 		tuplestore_putvalues(request->result->setResult, request->result->setDesc, values, nulls);
 		if (consumer->leases)
 			events_add(&taken, position, stream);
@@ -279,7 +279,7 @@ deliver_log(Request *request, Subscription *subscription)
 	if (at_once && last > 0)
 	{
 		batch_lease(subscription, &taken, consumer);
-		failure_park(subscription, &parked, NULL, false);
+		failure_park(subscription, &parked, NULL, PARKED_UNSEEN);
 		subscription->checkpoint = last;
 		while (subscription->ndecided > 0 && subscription->decided[0] < last)
 		{
@@ -296,7 +296,7 @@ deliver_log(Request *request, Subscription *subscription)
 	if (parked.count > 0)
 	{
 		(void) ack_decide(subscription, parked.positions, parked.count, 0, false);
-		failure_park(subscription, &parked, NULL, false);
+		failure_park(subscription, &parked, NULL, PARKED_UNSEEN);
 	}
 	if (count > 0 && !subscription->has_failures)
 		delivered_read(subscription, after, last, count);

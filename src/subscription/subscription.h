@@ -59,7 +59,7 @@ typedef struct Subscription
 	/* the cursor: where it stands in the log */
 	int64		version;
 	int64		checkpoint;		/* all events up to here are decided, or taken */
-	int64		replay_until;	/* deliveries up to here are replays */
+	int64		replay_until;	/* deliveries up to here are replays, but for some */
 	int64		oldest;			/* rows of subscription_batch begin here or later */
 	int64		taken;
 	TimestampTz taken_at;
@@ -73,6 +73,12 @@ typedef struct Subscription
 	bool		has_over;		/* leases that are over */
 	bool		has_failures;
 	bool		has_consumers;
+
+	/* replay.c: of the positions from one to another, these are no replays */
+	int64		no_replay_from;
+	int64		no_replay_to;
+	int			nno_replay;
+	int64	   *no_replay;
 } Subscription;
 
 /* events: their positions, ascending, and the stream of each */
@@ -267,8 +273,16 @@ typedef struct Retry
 
 extern void failure_begin(Subscription *subscription);
 extern bool failure_blocks(Subscription *subscription, int64 stream);
+/* what has become so far of an event that is put behind another */
+typedef enum ParkedEvent
+{
+	PARKED_UNSEEN,				/* nobody has been given it */
+	PARKED_SEEN,
+	PARKED_IN_HAND				/* this transaction has been given it */
+} ParkedEvent;
+
 extern void failure_park(Subscription *subscription, const EventList *events,
-						 const Consumer *holder, bool in_hand);
+						 const Consumer *holder, ParkedEvent parked);
 extern bool failure_add(Subscription *subscription, int64 position, int64 stream,
 						const char *error, const Interval *retry_after,
 						const Consumer *consumer);
@@ -289,6 +303,13 @@ extern void failure_lock_slots(Subscription *subscription, const int64 *position
 extern TimestampTz failure_next_due(Subscription *subscription, bool *queued);
 extern void failure_set_heads(Subscription *subscription, const int64 *streams, int count);
 extern int	failure_give_up(Subscription *subscription, int others, int *dead);
+
+/* ----------------------------------------------------------------
+ * replay.c: which deliveries are replays
+ * ----------------------------------------------------------------
+ */
+extern bool replay_is(Subscription *subscription, int64 position);
+extern void replay_note_rewind(Subscription *subscription, int64 passed, int64 position);
 
 /* ----------------------------------------------------------------
  * group.c: consumers and the slots that they own
