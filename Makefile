@@ -13,6 +13,8 @@ OBJS = \
 	src/common/locks.o \
 	src/common/names.o \
 	src/common/plans.o \
+	src/common/owner.o \
+	src/common/values.o \
 	src/common/rows.o \
 	src/position/counter.o \
 	src/position/settled.o \

@@ -96,8 +96,7 @@ ack_consumer_argument(FunctionCallInfo fcinfo, int n)
 void
 ack_check_interval(const char *what, const Interval *interval, AtLeast low)
 {
-	double		seconds = interval->time / (double) USECS_PER_SEC + interval->day * 86400.0 +
-		interval->month * 30 * 86400.0;
+	double		seconds = values_seconds(interval);
 
 	if (low != AT_LEAST_ANY && (seconds < 0 || (seconds == 0 && low == AT_LEAST_MORE)))
 		ereport(ERROR,

@@ -654,14 +654,14 @@ give_up(int32 id)
 	int			dead;
 	List	   *silences = NIL;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	if (plans_execute(&name_of_id, values, NULL) > 0)
 	{
 		MemoryContextSwitchTo(context);
 		name = DatumGetTextPCopy(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
 											   &isnull));
 	}
-	state_end(&saved);
+	owner_end(&saved);
 	if (name == NULL || !state_read(name, STATE_LOCK, &subscription) || subscription.id != id)
 		return;
 	wake_at_end();
@@ -746,17 +746,13 @@ consumer_died(int code, Datum arg)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (catalog_store_exists())
 	{
-		Oid			user;
-		int			context;
+		OwnerSwitch saved_user;
 
 		/* whoever polled had the right to read them */
-		GetUserIdAndSecContext(&user, &context);
-		SetUserIdAndSecContext(catalog_owner(catalog_store()),
-							   context | SECURITY_LOCAL_USERID_CHANGE |
-							   SECURITY_RESTRICTED_OPERATION);
+		owner_become(&saved_user);
 		foreach(cell, ids)
 			give_up(lfirst_int(cell));
-		SetUserIdAndSecContext(user, context);
+		owner_return(&saved_user);
 	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();

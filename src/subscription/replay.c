@@ -69,7 +69,7 @@ replay_is(Subscription *subscription, int64 position)
 		subscription->no_replay_from = position;
 		subscription->no_replay_to = PG_INT64_MAX;
 		subscription->nno_replay = 0;
-		state_begin(&saved);
+		owner_begin(&saved);
 		if (plans_execute(&read_row, values, NULL) > 0)
 		{
 			HeapTuple	row = SPI_tuptable->vals[0];
@@ -78,11 +78,11 @@ replay_is(Subscription *subscription, int64 position)
 			bool		isnull;
 
 			subscription->no_replay_to = DatumGetInt64(SPI_getbinval(row, desc, 1, &isnull));
-			subscription->no_replay = state_array_int64(SPI_getbinval(row, desc, 2, &isnull),
+			subscription->no_replay = values_read_int64(SPI_getbinval(row, desc, 2, &isnull),
 														&subscription->nno_replay);
 			MemoryContextSwitchTo(spi);
 		}
-		state_end(&saved);
+		owner_end(&saved);
 	}
 	return subscription->nno_replay == 0 ||
 		!positions_contain(subscription->no_replay, subscription->nno_replay, position);
@@ -102,8 +102,8 @@ replay_note_rewind(Subscription *subscription, int64 passed, int64 position)
 	values[1] = Int64GetDatum(position);
 	values[2] = Int64GetDatum(passed);
 	values[3] = Int64GetDatum(subscription->replay_until);
-	state_begin(&saved);
+	owner_begin(&saved);
 	(void) plans_execute(&note_rewind, values, NULL);
-	state_end(&saved);
+	owner_end(&saved);
 	subscription->replay_until = Max(subscription->replay_until, passed);
 }

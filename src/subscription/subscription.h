@@ -8,7 +8,9 @@
 #include "fmgr.h"
 #include "utils/timestamp.h"
 
+#include "common/owner.h"
 #include "common/plans.h"
+#include "common/values.h"
 #include "stream/read.h"
 
 /* positions decided behind an open event that are kept in a list */
@@ -104,13 +106,6 @@ typedef struct Consumer
  * state.c: the rows of subscriptions, and their locks
  * ----------------------------------------------------------------
  */
-typedef struct OwnerSwitch
-{
-	Oid			user;
-	int			context;
-	int			guc_level;
-} OwnerSwitch;
-
 /* how a subscription is read */
 typedef enum StateLock
 {
@@ -128,8 +123,6 @@ typedef enum StateLock
 #define LOCK_SLOT		16
 #define LOCK_NAME		0x80000000	/* with the hash of a consumer's name */
 
-extern void state_begin(OwnerSwitch *saved);
-extern void state_end(OwnerSwitch *saved);
 extern text *state_name_argument(FunctionCallInfo fcinfo, int n);
 extern bool state_read(text *name, StateLock lock, Subscription *subscription);
 extern void state_read_again(Subscription *subscription);
@@ -153,11 +146,6 @@ extern void state_note(const Subscription *subscription, const char *change,
 extern int	state_compare_positions(const void *a, const void *b);
 extern bool state_is_decided(const Subscription *subscription, int64 position);
 extern int	state_slot_of(const Subscription *subscription, int64 stream_id);
-extern Datum state_int64_array(const int64 *elements, int count);
-extern Datum state_int32_array(const int *elements, int count);
-extern int64 *state_array_int64(Datum array, int *count);
-extern NameList state_name_list(Datum array);
-extern Datum state_text(const char *value);
 extern Datum state_consumer(const Consumer *consumer);
 extern void events_add(EventList *list, int64 position, int64 stream);
 extern bool positions_contain(const int64 *positions, int count, int64 position);
