@@ -13,6 +13,8 @@ OBJS = \
 	src/common/locks.o \
 	src/common/names.o \
 	src/common/plans.o \
+	src/common/owner.o \
+	src/common/values.o \
 	src/common/rows.o \
 	src/position/counter.o \
 	src/position/settled.o \
@@ -36,6 +38,7 @@ OBJS = \
 	src/subscription/scan.o \
 	src/subscription/batch.o \
 	src/subscription/failure.o \
+	src/subscription/replay.o \
 	src/subscription/group.o \
 	src/subscription/deal.o \
 	src/subscription/breaker.o \
@@ -78,7 +81,7 @@ EXTRA_CLEAN = $(DATA_built) results output_iso tmp_check regression.diffs regres
 # common_install leaves what the others use
 REGRESS = common_install common_caches stream_append stream_batch stream_append_only \
 	stream_bulk stream_read stream_cost position_segments worker_task subscription_poll \
-	subscription_failure subscription_lease subscription_edges \
+	subscription_failure subscription_lease subscription_edges subscription_replay \
 	projection_fold projection_kinds projection_batch projection_failure projection_inline projection_rebuild \
 	snapshot_load snapshot_state snapshot_take
 REGRESS_OPTS = --inputdir=. --load-extension=plpgsql

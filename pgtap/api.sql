@@ -287,9 +287,9 @@ SELECT set_eq($$
 	WHERE relnamespace = 'event_store'::regnamespace AND relkind IN ('r', 'p', 'v')
 	AND NOT relispartition$$,
 	ARRAY['event', 'stream', 'category', 'event_type', 'source', 'segment_content',
-		'position_counter', 'store', 'events', 'worker_task', 'worker_task_run', 'worker_tasks',
+		'position_counter', 'store', 'events', 'worker_task', 'worker_task_run', 'worker_tasks', 'notification_told',
 		'subscription', 'subscription_cursor', 'subscription_batch', 'subscription_failure',
-		'subscription_consumer', 'subscription_heartbeat', 'subscription_fault', 'subscription_breaker', 'subscription_change',
+		'subscription_consumer', 'subscription_no_replay', 'subscription_heartbeat', 'subscription_fault', 'subscription_breaker', 'subscription_change',
 		'subscriptions', 'subscription_history',
 		'snapshot', 'snapshot_policy', 'snapshot_progress', 'snapshot_pending', 'snapshots', 'snapshot_policies',
 		'projection', 'projection_checkpoint', 'projection_error', 'projection_failure', 'projection_state',
@@ -467,9 +467,9 @@ SELECT is_empty($$
 SELECT is_empty($$
 	SELECT c.oid::regclass FROM pg_class c
 	WHERE relnamespace = 'event_store'::regnamespace AND relkind IN ('r', 'p', 'v')
-	AND relname NOT IN ('store', 'worker_task', 'worker_task_run', 'worker_tasks',
+	AND relname NOT IN ('store', 'worker_task', 'worker_task_run', 'worker_tasks', 'notification_told',
 		'subscription', 'subscription_cursor', 'subscription_batch', 'subscription_failure',
-		'subscription_consumer', 'subscription_heartbeat', 'subscription_fault', 'subscription_breaker', 'subscription_change',
+		'subscription_consumer', 'subscription_no_replay', 'subscription_heartbeat', 'subscription_fault', 'subscription_breaker', 'subscription_change',
 		'subscriptions', 'subscription_history',
 		'snapshot', 'snapshot_policy', 'snapshot_progress', 'snapshot_pending', 'snapshots', 'snapshot_policies',
 		'projection', 'projection_checkpoint', 'projection_error', 'projection_failure', 'projection_state',

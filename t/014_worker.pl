@@ -271,6 +271,98 @@ EOT
 }
 
 # ---------------------------------------------------------------------------
+# While it is away, and while there is nothing to do
+# ---------------------------------------------------------------------------
+
+{
+	my $node = new_node('away', conf => 'event_store.notify = worker');
+
+	create_store($node, 'store', 64);
+
+	my $listener = EventStoreTest::Session->new($node, 'store');
+	my $one = EventStoreTest::Session->new($node, 'store');
+	my $two = EventStoreTest::Session->new($node, 'store');
+	my $append = q(SELECT event_store.append('order-1', 't', '1'));
+
+	# All that a listener has been told, at the time when it hears of a last one.
+	my $last = sub {
+		my ($mark) = @_;
+		my @heard;
+
+		$one->run(qq(SET event_store.notify = commit; SELECT event_store.append('$mark-1', 't', '1')));
+		$one->run('SET event_store.notify = worker');
+		wait_until(sub {
+			push @heard, grep { /"event_store"/ } $listener->run('SELECT 1');
+			return grep { /"category": "$mark"/ } @heard;
+		});
+		return join ' ', map { /last_position": (\d+), .*"count": (\d+)/ ? "$1/$2" : () }
+		  grep { !/"category": "$mark"/ } @heard;
+	};
+
+	$listener->run('LISTEN event_store');
+	$one->run($append) foreach (1 .. 200);
+	is($last->('first'), '', 'what is meant for the worker waits for it');
+	$one->run('SELECT event_store.start_worker()');
+	ok(hears($listener, qr/"last_position": 201, .*"count": 201/),
+		'the first worker tells it, as one notification');
+	ok($node->poll_query_until('store', q(SELECT position = 201 FROM event_store.notification_told)),
+		'it notes how far it has told');
+	$one->run('SELECT event_store.stop_worker()');
+	$one->run($append) foreach (1 .. 10);
+	is($last->('second'), '', 'when it has gone nobody tells');
+	$one->run('SELECT event_store.start_worker()');
+	ok(hears($listener, qr/"last_position": 212, .*"count": 11/), 'but the next one does, once');
+	ok($node->poll_query_until('store', q(SELECT position = 212 FROM event_store.notification_told)),
+		'and notes it');
+	$one->run('SELECT event_store.stop_worker()');
+	$one->run('SELECT event_store.start_worker()');
+	is($last->('third'), '', 'what was told is not told again by another');
+
+	# auto: whoever commits tells, from the moment when there is no worker
+	$two->run('SET event_store.notify = auto');
+	$two->run($append);
+	ok(hears($listener, qr/"last_position": 214/), 'auto: the worker tells');
+	$two->run('BEGIN');
+	$two->run($append);
+	$one->run('SELECT event_store.stop_worker()');
+	$two->run('COMMIT');
+	ok(hears($listener, qr/"last_position": 215, "category": "order", "count": 1/),
+		'auto: without it the commit does, whoever was there at the append');
+	$two->run($append);
+	ok(hears($listener, qr/"last_position": 216, "category": "order", "count": 1/), 'and the next one');
+
+	# Nothing to do: nothing is written. All that tasks look at is there.
+	$node->safe_psql('store', <<'EOT');
+SELECT event_store.create_subscription('direct');
+SELECT event_store.create_subscription('group', slots => 4);
+SELECT event_store.create_subscription('work', mode => 'competing');
+SELECT count(*) FROM event_store.poll('group', auto_ack => true, max_count => NULL);
+SELECT count(*) FROM event_store.poll('work', auto_ack => true, max_count => NULL);
+SELECT event_store.create_projection('p', 'fold', 'merge_patch');
+SELECT event_store.set_snapshot_policy('merge_patch', every_events => 10);
+SELECT event_store.start_worker();
+EOT
+	my $wal = 'SELECT pg_current_wal_insert_lsn(), pg_snapshot_xmax(pg_current_snapshot())';
+	my $quiet = 0;
+	foreach (1 .. $PostgreSQL::Test::Utils::timeout_default / 4 + 1)
+	{
+		my $before = $node->safe_psql('postgres', $wal);
+		sleep 4;
+		last if $quiet = $before eq $node->safe_psql('postgres', $wal);
+	}
+	ok($quiet, 'nothing to do: no WAL and no transaction id in four seconds');
+	query_is($node, 'store', 'the tasks have run', 't',
+		'SELECT bool_and(runs > 0) AND sum(failures) = 0 FROM event_store.worker_tasks');
+	my $runs = $node->safe_psql('store', q(SELECT runs FROM event_store.worker_tasks WHERE name = 'refresh projections'));
+	$node->safe_psql('store', q(SELECT event_store.set_task('refresh projections', '200 ms')));
+	ok($node->poll_query_until('store',
+			qq(SELECT runs > $runs + 2 FROM event_store.worker_tasks WHERE name = 'refresh projections')),
+		'a task that was altered is due at once, and the runs that were not written are counted');
+	query_is($node, 'store', 'the worker is stopped', 't', 'SELECT event_store.stop_worker()');
+	$node->stop;
+}
+
+# ---------------------------------------------------------------------------
 # Preloaded
 # ---------------------------------------------------------------------------
 

@@ -48,6 +48,7 @@ relcache_callback(Datum arg, Oid relid)
 		relid == store.counter || relid == store.events_view ||
 		relid == store.segment_content || relid == store.settings ||
 		relid == store.snapshot || relid == store.snapshot_policy ||
+		relid == store.subscriptions_view ||
 		relid == store.append_result_rel || relid == store.recorded_event_rel)
 		store_valid = false;
 	for (int i = 0; i < NAME_KINDS && store_valid; i++)
@@ -188,6 +189,7 @@ look_up_store(void)
 	store.counter = relation_or_error("position_counter");
 	store.settings = relation_or_error("store");
 	store.subscription_cursor = relation_or_error("subscription_cursor");
+	store.subscriptions_view = relation_or_error("subscriptions");
 	store.projection = relation_or_error("projection");
 	store.projection_checkpoint = relation_or_error("projection_checkpoint");
 	store.snapshot = relation_or_error("snapshot");
@@ -261,6 +263,17 @@ void
 catalog_require_read(const Store *st)
 {
 	require_view_privilege(st, ACL_SELECT);
+}
+
+/*
+ * Who sees how far the store and its subscriptions have come needs no right to read
+ * events for that: who may read the view event_store.subscriptions, or events.
+ */
+void
+catalog_require_sight(const Store *st)
+{
+	if (pg_class_aclcheck(st->subscriptions_view, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
+		catalog_require_read(st);
 }
 
 void

@@ -144,6 +144,7 @@ typedef struct Store
 	Oid			counter;
 	Oid			settings;
 	Oid			subscription_cursor;
+	Oid			subscriptions_view;
 	Oid			projection;
 	Oid			projection_checkpoint;
 	Oid			snapshot;
@@ -198,6 +199,7 @@ extern bool catalog_store_exists(void);
 extern Oid	catalog_owner(const Store *store);
 extern void catalog_require_append(const Store *store);
 extern void catalog_require_read(const Store *store);
+extern void catalog_require_sight(const Store *store);
 extern void catalog_require_owner(const Store *store);
 extern void catalog_init(void);
 

@@ -8,10 +8,13 @@
  */
 #include "postgres.h"
 
-#include "common/plans.h"
 #include "jit/jit.h"
+#include "lib/stringinfo.h"
 #include "optimizer/cost.h"
 #include "utils/guc.h"
+#include "utils/snapmgr.h"
+
+#include "common/plans.h"
 
 /* how many statements have written something */
 uint64		plans_writes = 0;
@@ -81,4 +84,44 @@ plans_execute(Statement *statement, Datum *values, const char *nulls)
 	if (result != SPI_OK_SELECT && SPI_processed > 0)
 		plans_writes++;
 	return SPI_processed;
+}
+
+/* Runs a query with a fresh snapshot, whatever the transaction's is. */
+uint64
+plans_execute_as_of_now(Statement *statement, Datum *values)
+{
+	/* prepares it, too */
+	if (statement->plan == NULL)
+		(void) plans_execute(statement, values, NULL);
+	PushActiveSnapshot(GetLatestSnapshot());
+	if (SPI_execute_plan(statement->plan, values, NULL, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not execute \"%s\"", statement->sql);
+	PopActiveSnapshot();
+	return SPI_processed;
+}
+
+/* Runs a command that is not prepared, connected to SPI. */
+void
+plans_run_ddl(const char *format,...)
+{
+	StringInfoData sql;
+	int			result;
+
+	initStringInfo(&sql);
+	for (;;)
+	{
+		va_list		args;
+		int			needed;
+
+		va_start(args, format);
+		needed = appendStringInfoVA(&sql, format, args);
+		va_end(args);
+		if (needed == 0)
+			break;
+		enlargeStringInfo(&sql, needed);
+	}
+	result = SPI_execute(sql.data, false, 0);
+	if (result < 0)
+		elog(ERROR, "could not execute \"%s\": %s", sql.data, SPI_result_code_string(result));
+	pfree(sql.data);
 }

@@ -21,5 +21,7 @@ extern uint64 plans_writes;
 extern int	plans_connect(void);
 extern void plans_finish(int guc_level);
 extern uint64 plans_execute(Statement *statement, Datum *values, const char *nulls);
+extern uint64 plans_execute_as_of_now(Statement *statement, Datum *values);
+extern void plans_run_ddl(const char *format,...) pg_attribute_printf(1, 2);
 
 #endif

@@ -14,7 +14,13 @@ extern void notify_store(const char *only_category, int64 count, int64 last_posi
 extern void notify_init(void);
 
 /* relay.c: notifications for what others have appended */
-extern int64 relay_send(int64 after, bool *more);
+extern int64 relay_send(int64 after, int64 max_events, bool *more);
+extern int64 relay_told(void);
+extern void relay_note_told(int64 position);
+
+/* events that relay_send() looks at in one piece, and positions that it goes back at most */
+#define RELAY_PIECE		100000
+#define RELAY_BACK		1000000
 
 /* wake.c: who wakes whom */
 extern bool wake_become_notifier(void);

@@ -5,8 +5,9 @@
  * Phases, for a top-level transaction:
  *
  * 1. each append notes its categories (a hook of the stream folder), if this
- *	  transaction is to notify by itself;
- * 2. before the commit, those notes become notifications: PostgreSQL sends them
+ *	  transaction is, or may be, to notify by itself;
+ * 2. before the commit, those notes become notifications, unless there is a
+ *	  notifier that does it: PostgreSQL sends them
  *	  with the commit, under a lock of the whole server that is held to its end;
  * 3. after its end, who waits is woken (wake.c): after a rollback as well, which
  *	  may have held the mark below what others have committed.
@@ -45,9 +46,10 @@ typedef struct Note
 	char	   *category;		/* its name, in the transaction's memory */
 	int64		count;
 	int64		last_position;
+	bool		always;			/* whether there is a notifier or not */
 } Note;
 
-/* what this transaction has appended, if it is to notify by itself */
+/* what this transaction has appended, if it may have to notify by itself */
 static HTAB *notes = NULL;
 
 /*
@@ -125,6 +127,7 @@ note_events(const StreamInput *stream, int64 count, int64 last_position)
 		note->count = 0;
 		note->last_position = 0;
 		note->category = NULL;
+		note->always = false;
 	}
 	if (note->category == NULL)
 		note->category = MemoryContextStrdup(TopTransactionContext,
@@ -133,20 +136,7 @@ note_events(const StreamInput *stream, int64 count, int64 last_position)
 																			stream->len)));
 	note->count += count;
 	note->last_position = Max(note->last_position, last_position);
-}
-
-static bool
-notifies_itself(void)
-{
-	switch (guc_notify)
-	{
-		case NOTIFY_COMMIT:
-			return true;
-		case NOTIFY_AUTO:
-			return !wake_notifier_is_there();
-		default:
-			return false;
-	}
+	note->always |= guc_notify == NOTIFY_COMMIT;
 }
 
 static void
@@ -156,7 +146,8 @@ note_append(const AppendBatch *append)
 	int64		count = 0;
 	int64		last_position = 0;
 
-	if (!notifies_itself())
+	/* the notifier may have gone by the commit */
+	if (guc_notify != NOTIFY_COMMIT && guc_notify != NOTIFY_AUTO)
 		return;
 	for (int i = 0; i < append->nevents; i++)
 	{
@@ -189,10 +180,14 @@ compare_notes(const void *a, const void *b)
 	return x->key.subid < y->key.subid ? -1 : x->key.subid > y->key.subid ? 1 : 0;
 }
 
-/* One notification for each category, and one for the whole store. */
+/*
+ * One notification for each category, and one for the whole store, of what the
+ * notifier does not tell.
+ */
 static void
 send_notes(void)
 {
+	bool		all = !wake_notifier_is_there();
 	int			n = hash_get_num_entries(notes);
 	Note	  **sorted = palloc(sizeof(Note *) * Max(n, 1));
 	HASH_SEQ_STATUS status;
@@ -204,7 +199,9 @@ send_notes(void)
 
 	hash_seq_init(&status, notes);
 	while ((note = hash_seq_search(&status)) != NULL)
-		sorted[i++] = note;
+		if (all || note->always)
+			sorted[i++] = note;
+	n = i;
 	qsort(sorted, n, sizeof(Note *), compare_notes);
 	for (i = 0; i < n;)
 	{

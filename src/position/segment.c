@@ -56,6 +56,7 @@
 #include "common/errors.h"
 #include "common/guc.h"
 #include "common/locks.h"
+#include "common/plans.h"
 #include "position/position.h"
 
 PG_FUNCTION_INFO_V1(event_store_set_segment_size);
@@ -245,32 +246,6 @@ coming_segment_size(void)
 	return size;
 }
 
-static void
-run_ddl(const char *format,...) pg_attribute_printf(1, 2);
-
-static void
-run_ddl(const char *format,...)
-{
-	StringInfoData sql;
-	int			needed;
-
-	initStringInfo(&sql);
-	for (;;)
-	{
-		va_list		args;
-
-		va_start(args, format);
-		needed = appendStringInfoVA(&sql, format, args);
-		va_end(args);
-		if (needed == 0)
-			break;
-		enlargeStringInfo(&sql, needed);
-	}
-	if (SPI_execute(sql.data, false, 0) < 0)
-		elog(ERROR, "could not make a segment: %s", sql.data);
-	pfree(sql.data);
-}
-
 /*
  * One segment, for positions first <= p < end.  ATTACH PARTITION lets others go
  * on, but PostgreSQL refuses it to a session that has a query open on the
@@ -283,32 +258,32 @@ make_segment(int64 first, int64 end, bool in_use)
 	long long	n = (long long) first;
 
 	if (in_use)
-		run_ddl("CREATE TABLE event_store.event_%lld PARTITION OF event_store.event"
-				" FOR VALUES FROM (%lld) TO (%lld)", n, n, (long long) end);
+		plans_run_ddl("CREATE TABLE event_store.event_%lld PARTITION OF event_store.event"
+					  " FOR VALUES FROM (%lld) TO (%lld)", n, n, (long long) end);
 	else
-		run_ddl("CREATE TABLE event_store.event_%lld"
-				" (LIKE event_store.event INCLUDING STORAGE INCLUDING COMPRESSION)", n);
-	run_ddl("ALTER TABLE event_store.event_%lld"
-			" ADD CONSTRAINT event_%lld_pkey PRIMARY KEY (position)", n, n);
-	run_ddl("CREATE UNIQUE INDEX event_%lld_stream ON event_store.event_%lld"
-			" (stream_id, version)", n, n);
-	run_ddl("CREATE INDEX event_%lld_event_id ON event_store.event_%lld"
-			" (event_id) WHERE event_id IS NOT NULL", n, n);
-	run_ddl("CREATE INDEX event_%lld_category ON event_store.event_%lld"
-			" (category_id, type_id, position)", n, n);
-	run_ddl("CREATE INDEX event_%lld_correlation ON event_store.event_%lld"
-			" (correlation_id, position) WHERE correlation_id IS NOT NULL", n, n);
-	run_ddl("CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE"
-			" ON event_store.event_%lld FOR EACH STATEMENT"
-			" EXECUTE FUNCTION event_store.refuse_change()", n);
-	run_ddl("ALTER TABLE event_store.event_%lld"
-			" ENABLE ALWAYS TRIGGER refuse_change", n);
-	run_ddl("COMMENT ON TABLE event_store.event_%lld IS"
-			" 'a segment: the events with positions from %lld to %lld'",
-			n, n, (long long) (end - 1));
+		plans_run_ddl("CREATE TABLE event_store.event_%lld"
+					  " (LIKE event_store.event INCLUDING STORAGE INCLUDING COMPRESSION)", n);
+	plans_run_ddl("ALTER TABLE event_store.event_%lld"
+				  " ADD CONSTRAINT event_%lld_pkey PRIMARY KEY (position)", n, n);
+	plans_run_ddl("CREATE UNIQUE INDEX event_%lld_stream ON event_store.event_%lld"
+				  " (stream_id, version)", n, n);
+	plans_run_ddl("CREATE INDEX event_%lld_event_id ON event_store.event_%lld"
+				  " (event_id) WHERE event_id IS NOT NULL", n, n);
+	plans_run_ddl("CREATE INDEX event_%lld_category ON event_store.event_%lld"
+				  " (category_id, type_id, position)", n, n);
+	plans_run_ddl("CREATE INDEX event_%lld_correlation ON event_store.event_%lld"
+				  " (correlation_id, position) WHERE correlation_id IS NOT NULL", n, n);
+	plans_run_ddl("CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE"
+				  " ON event_store.event_%lld FOR EACH STATEMENT"
+				  " EXECUTE FUNCTION event_store.refuse_change()", n);
+	plans_run_ddl("ALTER TABLE event_store.event_%lld"
+				  " ENABLE ALWAYS TRIGGER refuse_change", n);
+	plans_run_ddl("COMMENT ON TABLE event_store.event_%lld IS"
+				  " 'a segment: the events with positions from %lld to %lld'",
+				  n, n, (long long) (end - 1));
 	if (!in_use)
-		run_ddl("ALTER TABLE event_store.event ATTACH PARTITION event_store.event_%lld"
-				" FOR VALUES FROM (%lld) TO (%lld)", n, n, (long long) end);
+		plans_run_ddl("ALTER TABLE event_store.event ATTACH PARTITION event_store.event_%lld"
+					  " FOR VALUES FROM (%lld) TO (%lld)", n, n, (long long) end);
 }
 
 /* Has this session a query open on event_store.event? */

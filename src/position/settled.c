@@ -142,7 +142,7 @@ event_store_settled_position(PG_FUNCTION_ARGS)
 {
 	int64		mark;
 
-	catalog_require_read(catalog_store());
+	catalog_require_sight(catalog_store());
 	mark = settled_mark();
 	segment_refresh();
 	(void) segment_count();

@@ -910,11 +910,11 @@ write_states(const Projection *projection, keystates_hash *states)
 	arrays[2] = PointerGetDatum(construct_array(columns[2], count, INT4OID, 4, true, TYPALIGN_INT));
 	arrays[3] = PointerGetDatum(construct_array(columns[3], count, INT8OID, 8, FLOAT8PASSBYVAL,
 												TYPALIGN_DOUBLE));
-	state_begin(&saved);
+	owner_begin(&saved);
 	if (SPI_execute_with_args(psprintf(sql, projection_state_table(projection->id), projection->id),
 							  4, types, arrays, NULL, false, 0) < 0)
 		elog(ERROR, "could not write the states of a projection");
-	state_end(&saved);
+	owner_end(&saved);
 }
 
 /*
@@ -1064,7 +1064,7 @@ apply_read_state(const Projection *projection, text *key, bool *isnull)
 	Datum		state = (Datum) 0;
 	OwnerSwitch saved;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	*isnull = true;
 	if (plans_execute(&read_state, values, NULL) > 0)
 	{
@@ -1077,7 +1077,7 @@ apply_read_state(const Projection *projection, text *key, bool *isnull)
 			MemoryContextSwitchTo(spi);
 		}
 	}
-	state_end(&saved);
+	owner_end(&saved);
 	return state;
 }
 

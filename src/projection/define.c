@@ -61,9 +61,6 @@ PG_FUNCTION_INFO_V1(event_store_resume_projection);
 /* each so many versions of a checkpoint the earlier ones are deleted */
 #define CLEAN_EVERY		64
 
-/* seconds that a rate looks back */
-#define RATE_WINDOW		60.0
-
 #define PROJECTION_COLUMNS \
 	"SELECT p.id, p.revision, p.name, p.kind, p.mode, p.handler, p.key, p.categories, p.types," \
 	" p.owner, p.owner_id, p.cluster_id, p.search_path, p.time_zone, p.paused, p.batch_events, p.batch_size," \
@@ -171,15 +168,7 @@ projection_guard(const char *what)
 text *
 projection_name_argument(FunctionCallInfo fcinfo, int n)
 {
-	text	   *name;
-
-	if (PG_ARGISNULL(n))
-		ereport(ERROR,
-				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-				 errmsg("name of a projection must not be NULL")));
-	name = PG_GETARG_TEXT_PP(n);
-	input_check_name("name of a projection", VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name));
-	return name;
+	return input_name_argument(fcinfo, n, "name of a projection");
 }
 
 static ProjectionKind
@@ -218,10 +207,10 @@ read_result(HeapTuple row, TupleDesc desc, Projection *projection)
 	projection->key = NEXT_TEXT;
 	NEXT;
 	if ((projection->by_category = !isnull))
-		projection->categories = state_name_list(value);
+		projection->categories = values_name_list(value);
 	NEXT;
 	if ((projection->by_type = !isnull))
-		projection->types = state_name_list(value);
+		projection->types = values_name_list(value);
 	projection->owner = NEXT_TEXT;
 	projection->owner_id = DatumGetObjectId(NEXT);
 	projection->cluster_id = (uint64) DatumGetInt64(NEXT);
@@ -238,7 +227,7 @@ read_result(HeapTuple row, TupleDesc desc, Projection *projection)
 	projection->max_delay = DatumGetFloat8(NEXT);
 	NEXT;
 	if (!isnull)
-		projection->tables = state_name_list(value);
+		projection->tables = values_name_list(value);
 	NEXT;
 	projection->rebuilds = isnull ? 0 : DatumGetInt32(value);
 	projection->keep_old = DatumGetBool(NEXT);
@@ -271,7 +260,7 @@ read_one(Statement *statement, Datum key, Projection *projection)
 	OwnerSwitch saved;
 	bool		found;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	found = plans_execute(statement, values, NULL) > 0;
 	if (found)
 	{
@@ -280,22 +269,8 @@ read_one(Statement *statement, Datum key, Projection *projection)
 		read_result(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, projection);
 		MemoryContextSwitchTo(spi);
 	}
-	state_end(&saved);
+	owner_end(&saved);
 	return found;
-}
-
-/* Runs a query with a fresh snapshot, whatever the transaction's is. */
-static uint64
-execute_as_of_now(Statement *statement, Datum *values)
-{
-	/* prepares it, too */
-	if (statement->plan == NULL)
-		(void) plans_execute(statement, values, NULL);
-	PushActiveSnapshot(GetLatestSnapshot());
-	if (SPI_execute_plan(statement->plan, values, NULL, true, 0) != SPI_OK_SELECT)
-		elog(ERROR, "could not execute \"%s\"", statement->sql);
-	PopActiveSnapshot();
-	return SPI_processed;
 }
 
 static void
@@ -315,13 +290,13 @@ projection_read_latest(text *name, Projection *projection)
 	MemoryContext spi;
 	OwnerSwitch saved;
 
-	state_begin(&saved);
-	if (execute_as_of_now(&read_by_name, values) == 0)
+	owner_begin(&saved);
+	if (plans_execute_as_of_now(&read_by_name, values) == 0)
 		no_projection(name);
 	spi = MemoryContextSwitchTo(context);
 	read_result(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, projection);
 	MemoryContextSwitchTo(spi);
-	state_end(&saved);
+	owner_end(&saved);
 }
 
 bool
@@ -448,10 +423,8 @@ projection_write_checkpoint(Projection *projection, const Applied *applied)
 	if (applied->count > 0)
 	{
 		TimestampTz now = GetCurrentTimestamp();
-		double		seconds = Max((double) (now - projection->applied_at) / USECS_PER_SEC, 0.0);
 
-		projection->rate = projection->rate * exp(-seconds / RATE_WINDOW) +
-			applied->count / RATE_WINDOW;
+		projection->rate = values_rate(projection->rate, projection->applied_at, now, applied->count);
 		projection->applied += applied->count;
 		projection->applied_at = now;
 	}
@@ -467,9 +440,9 @@ projection_write_checkpoint(Projection *projection, const Applied *applied)
 	{
 		OwnerSwitch saved;
 
-		state_begin(&saved);
+		owner_begin(&saved);
 		(void) plans_execute(&clean, values, NULL);
-		state_end(&saved);
+		owner_end(&saved);
 	}
 }
 
@@ -478,9 +451,9 @@ run_statement(Statement *statement, Datum *values, const char *nulls)
 {
 	OwnerSwitch saved;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	(void) plans_execute(statement, values, nulls);
-	state_end(&saved);
+	owner_end(&saved);
 }
 
 static Datum
@@ -555,13 +528,13 @@ projection_check_snapshot(const Projection *projection)
 
 	if (!IsolationUsesXactSnapshot())
 		return;
-	state_begin(&saved);
-	same = execute_as_of_now(&newest, values) > 0 &&
+	owner_begin(&saved);
+	same = plans_execute_as_of_now(&newest, values) > 0 &&
 		DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
 									&isnull)) == projection->version &&
 		DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2,
 									&isnull)) == projection->revision;
-	state_end(&saved);
+	owner_end(&saved);
 	if (!same)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
@@ -597,9 +570,9 @@ projection_inline_list(int *count)
 		inline_cache.relid = store->projection;
 		inline_cache.list = NULL;
 		inline_cache.count = 0;
-		state_begin(&owner);
+		owner_begin(&owner);
 		/* those that were made since the snapshot of a REPEATABLE READ transaction, too */
-		n = execute_as_of_now(&read_inline, NULL);
+		n = plans_execute_as_of_now(&read_inline, NULL);
 		saved = MemoryContextSwitchTo(inline_cache.context);
 		if (n > 0)
 			inline_cache.list = palloc(sizeof(Projection) * n);
@@ -608,7 +581,7 @@ projection_inline_list(int *count)
 		inline_cache.count = (int) n;
 		MemoryContextSwitchTo(saved);
 		inline_cache.asynchronous = plans_execute(&any_asynchronous, NULL, NULL) > 0;
-		state_end(&owner);
+		owner_end(&owner);
 		inline_cache.known = seen == messages;
 		store = catalog_store();
 	}
@@ -725,13 +698,6 @@ projection_state_table(int32 id)
 	return psprintf("projection_state_%d", id);
 }
 
-static void
-run_ddl(const char *sql)
-{
-	if (SPI_execute(sql, false, 0) < 0)
-		elog(ERROR, "could not execute \"%s\"", sql);
-}
-
 /*
  * A partition of its own for the states of a projection.  By ATTACH, which lets
  * those go on who read the states of others.
@@ -742,16 +708,16 @@ projection_make_state_table(int32 id)
 	char	   *table = projection_state_table(id);
 	OwnerSwitch saved;
 
-	state_begin(&saved);
-	run_ddl(psprintf("CREATE TABLE event_store.%s (LIKE event_store.projection_state"
-					 " INCLUDING STORAGE INCLUDING COMPRESSION,"
-					 " CONSTRAINT %s_pkey PRIMARY KEY (projection_id, key),"
-					 " CONSTRAINT %s_id CHECK (projection_id = %d)) WITH (fillfactor = 80)",
-					 table, table, table, id));
-	run_ddl(psprintf("ALTER TABLE event_store.projection_state ATTACH PARTITION event_store.%s"
-					 " FOR VALUES IN (%d)", table, id));
-	run_ddl(psprintf("ALTER TABLE event_store.%s DROP CONSTRAINT %s_id", table, table));
-	state_end(&saved);
+	owner_begin(&saved);
+	plans_run_ddl("CREATE TABLE event_store.%s (LIKE event_store.projection_state"
+				  " INCLUDING STORAGE INCLUDING COMPRESSION,"
+				  " CONSTRAINT %s_pkey PRIMARY KEY (projection_id, key),"
+				  " CONSTRAINT %s_id CHECK (projection_id = %d)) WITH (fillfactor = 80)",
+				  table, table, table, id);
+	plans_run_ddl("ALTER TABLE event_store.projection_state ATTACH PARTITION event_store.%s"
+				  " FOR VALUES IN (%d)", table, id);
+	plans_run_ddl("ALTER TABLE event_store.%s DROP CONSTRAINT %s_id", table, table);
+	owner_end(&saved);
 }
 
 static void
@@ -759,9 +725,9 @@ drop_state_table(int32 id)
 {
 	OwnerSwitch saved;
 
-	state_begin(&saved);
-	run_ddl(psprintf("DROP TABLE IF EXISTS event_store.%s", projection_state_table(id)));
-	state_end(&saved);
+	owner_begin(&saved);
+	plans_run_ddl("DROP TABLE IF EXISTS event_store.%s", projection_state_table(id));
+	owner_end(&saved);
 }
 
 /* ----------------------------------------------------------------
@@ -769,16 +735,10 @@ drop_state_table(int32 id)
  * ----------------------------------------------------------------
  */
 
-/* columns that are bounds and policy, and what they can be */
-typedef struct Setting
-{
-	const char *name;
-	Oid			type;
-	double		low;
-	double		high;			/* of an interval: seconds */
-} Setting;
-
-/* in the order of the arguments of create_projection() and alter_projection() */
+/*
+ * Columns that are bounds and policy, and what they can be, in the order of the
+ * arguments of create_projection() and alter_projection().
+ */
 static const Setting settings[] = {
 	{"max_attempts", INT4OID, 1, 1000000},
 	{"first_delay", INTERVALOID, 0, 366 * 86400.0},
@@ -788,36 +748,6 @@ static const Setting settings[] = {
 	{"batch_size", INT4OID, 64, 1024 * 1024},
 	{"refresh_every", INTERVALOID, 0, 366 * 86400.0},
 };
-
-static void
-check_settings(FunctionCallInfo fcinfo, int first)
-{
-	for (int i = 0; i < lengthof(settings); i++)
-	{
-		double		value;
-
-		if (PG_ARGISNULL(first + i))
-			continue;
-		if (settings[i].type == INT4OID)
-			value = PG_GETARG_INT32(first + i);
-		else if (settings[i].type == FLOAT8OID)
-			value = PG_GETARG_FLOAT8(first + i);
-		else
-		{
-			const Interval *interval = PG_GETARG_INTERVAL_P(first + i);
-
-			value = interval->time / (double) USECS_PER_SEC + interval->day * 86400.0 +
-				interval->month * 30 * 86400.0;
-		}
-		if (!(value >= settings[i].low && value <= settings[i].high))
-			ereport(ERROR,
-					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-					 errmsg("%s is out of range", settings[i].name),
-					 settings[i].type == INTERVALOID ?
-					 errdetail("It can be %.0f to %.0f seconds.", settings[i].low, settings[i].high) :
-					 errdetail("It can be %.0f to %.0f.", settings[i].low, settings[i].high)));
-	}
-}
 
 /* One of some words. */
 static char *
@@ -958,11 +888,11 @@ set_tables(Projection *projection, Datum tables)
 				 errmsg("only a projection of kind set or event has tables of its own")));
 	values[0] = Int32GetDatum(projection->id);
 	values[1] = rebuild_check_tables(projection, tables);
-	state_begin(&saved);
+	owner_begin(&saved);
 	if (SPI_execute_with_args("UPDATE event_store.projection AS p SET tables = nullif($2, '{}')"
 							  " WHERE p.id = $1", 2, types, values, NULL, false, 0) < 0)
 		elog(ERROR, "could not note the tables of a projection");
-	state_end(&saved);
+	owner_end(&saved);
 }
 
 Datum
@@ -1007,7 +937,7 @@ event_store_create_projection(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("only a fold has a key")));
-	check_settings(fcinfo, CP_SETTINGS);
+	input_check_settings(fcinfo, CP_SETTINGS, settings, lengthof(settings));
 	start = PG_ARGISNULL(CP_START_AFTER) ? settled_mark() :
 		manage_checked_position(PG_GETARG_INT64(CP_START_AFTER));
 
@@ -1042,11 +972,11 @@ event_store_create_projection(PG_FUNCTION_ARGS)
 				 errmsg("role \"%s\" cannot own a projection here", GetUserNameFromId(GetUserId(), false)),
 				 errdetail("The owner of the store does not have its privileges, and could make the projection use them.")));
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	if (SPI_execute_with_args(sql, CP_PARAMETERS, types, values, nulls, false, 0) < 0)
 		elog(ERROR, "could not create a projection");
 	count = SPI_processed;
-	state_end(&saved);
+	owner_end(&saved);
 	if (count == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_PROJECTION_EXISTS),
@@ -1120,7 +1050,7 @@ event_store_alter_projection(PG_FUNCTION_ARGS)
 		(void) word_argument(fcinfo, AP_MODE, "mode", modes, NULL);
 	if (!PG_ARGISNULL(AP_ON_ERROR))
 		(void) word_argument(fcinfo, AP_ON_ERROR, "on_error", on_errors, NULL);
-	check_settings(fcinfo, AP_SETTINGS);
+	input_check_settings(fcinfo, AP_SETTINGS, settings, lengthof(settings));
 	projection_read_locked(name, &projection);
 	projection_require_owner(&projection);
 	/* the handler is the owner's, and has the owner's rights: nobody else's words */
@@ -1159,10 +1089,10 @@ event_store_alter_projection(PG_FUNCTION_ARGS)
 					 errmsg("a projection cannot become live, nor cease to be"),
 					 errhint("Drop it, and create it anew.")));
 	}
-	state_begin(&saved);
+	owner_begin(&saved);
 	if (SPI_execute_with_args(sql, AP_PARAMETERS, types, values, nulls, false, 0) < 0)
 		elog(ERROR, "could not alter a projection");
-	state_end(&saved);
+	owner_end(&saved);
 	projection_read(name, &projection);
 	if (!PG_ARGISNULL(AP_HANDLER))
 		apply_check(&projection);
@@ -1203,7 +1133,7 @@ projection_remove(Projection *projection)
 	Datum		values[1] = {Int32GetDatum(projection->id)};
 	OwnerSwitch saved;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	for (int i = 0; i < lengthof(tables); i++)
 		if (SPI_execute_with_args(psprintf("DELETE FROM event_store.%s AS x WHERE x.projection_id = $1",
 										   tables[i]), 1, types, values, NULL, false, 0) < 0)
@@ -1211,7 +1141,7 @@ projection_remove(Projection *projection)
 	if (SPI_execute_with_args("DELETE FROM event_store.projection AS p WHERE p.id = $1",
 							  1, types, values, NULL, false, 0) < 0)
 		elog(ERROR, "could not drop a projection");
-	state_end(&saved);
+	owner_end(&saved);
 	if (projection->kind == PROJECTION_FOLD && projection->mode != PROJECTION_LIVE)
 	{
 		/* no append that goes by the old list is in the middle */
@@ -1259,11 +1189,11 @@ set_paused(FunctionCallInfo fcinfo, bool paused)
 				 errmsg("only an asynchronous projection can be paused or resumed")));
 	values[0] = Int32GetDatum(projection.id);
 	values[1] = BoolGetDatum(paused);
-	state_begin(&saved);
+	owner_begin(&saved);
 	if (SPI_execute_with_args("UPDATE event_store.projection AS p SET paused = $2,"
 							  " revision = pg_catalog.nextval('event_store.projection_revision') WHERE p.id = $1 AND p.paused <> $2", 2, types, values, NULL, false, 0) < 0)
 		elog(ERROR, "could not pause a projection");
-	state_end(&saved);
+	owner_end(&saved);
 	if (!paused && projection.failing)
 		projection_clear_error(&projection);
 	projection_void_lists();

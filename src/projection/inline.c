@@ -64,25 +64,15 @@ static struct
 }			queue;
 
 static bool
-is_among(const NameList *list, const char *name, int len)
-{
-	for (int i = 0; i < list->count; i++)
-		if (VARSIZE_ANY_EXHDR(list->names[i]) == len &&
-			memcmp(VARDATA_ANY(list->names[i]), name, len) == 0)
-			return true;
-	return false;
-}
-
-static bool
 is_wanted(const Projection *projection, const AppendBatch *append, const EventInput *event)
 {
 	const StreamInput *stream = &append->streams[event->stream];
 
 	return !event->duplicate &&
-		(!projection->by_type || is_among(&projection->types, event->type, event->type_len)) &&
+		(!projection->by_type || values_has_name(&projection->types, event->type, event->type_len)) &&
 		(!projection->by_category ||
-		 is_among(&projection->categories, stream->name,
-				  input_category_length(stream->name, stream->len)));
+		 values_has_name(&projection->categories, stream->name,
+						 input_category_length(stream->name, stream->len)));
 }
 
 static bool

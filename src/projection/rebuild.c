@@ -188,15 +188,6 @@ rebuild_check_tables(const Projection *projection, Datum array)
 	return PointerGetDatum(construct_array(names, count, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
-static void
-run_ddl(const char *sql)
-{
-	int			result = SPI_execute(sql, false, 0);
-
-	if (result < 0)
-		elog(ERROR, "could not execute \"%s\": %s", sql, SPI_result_code_string(result));
-}
-
 /* It goes with the extension, and keeps nobody from dropping that. */
 static void
 go_with_extension(Oid class, Oid oid)
@@ -218,10 +209,10 @@ make_tables(const Projection *twin)
 	HandlerRights saved;
 	List	   *names = NIL;
 
-	state_begin(&owner);
-	run_ddl(psprintf("CREATE SCHEMA %s", schema));
-	run_ddl(psprintf("GRANT USAGE, CREATE ON SCHEMA %s TO %s", schema, quote_identifier(twin->owner)));
-	state_end(&owner);
+	owner_begin(&owner);
+	plans_run_ddl("CREATE SCHEMA %s", schema);
+	plans_run_ddl("GRANT USAGE, CREATE ON SCHEMA %s TO %s", schema, quote_identifier(twin->owner));
+	owner_end(&owner);
 	go_with_extension(NamespaceRelationId, get_namespace_oid(schema, false));
 
 	apply_begin(twin, &saved);
@@ -241,9 +232,9 @@ make_tables(const Projection *twin)
 		names = lappend(names, name);
 		if (SPI_connect() != SPI_OK_CONNECT)
 			elog(ERROR, "SPI_connect failed");
-		run_ddl(psprintf("CREATE %sTABLE %s.%s (LIKE %s INCLUDING ALL)",
-						 get_rel_persistence(relid) == RELPERSISTENCE_UNLOGGED ? "UNLOGGED " : "",
-						 schema, quote_identifier(name), table));
+		plans_run_ddl("CREATE %sTABLE %s.%s (LIKE %s INCLUDING ALL)",
+					  get_rel_persistence(relid) == RELPERSISTENCE_UNLOGGED ? "UNLOGGED " : "",
+					  schema, quote_identifier(name), table);
 		SPI_finish();
 		go_with_extension(RelationRelationId,
 						  get_relname_relid(name, get_namespace_oid(schema, false)));
@@ -273,9 +264,9 @@ rebuild_drop_tables(const Projection *twin)
 		ObjectAddressSet(object, RelationRelationId, relid);
 		performDeletion(&object, DROP_RESTRICT, 0);
 	}
-	state_begin(&owner);
-	run_ddl(psprintf("DROP SCHEMA %s", schema));
-	state_end(&owner);
+	owner_begin(&owner);
+	plans_run_ddl("DROP SCHEMA %s", schema);
+	owner_end(&owner);
 }
 
 /*
@@ -500,7 +491,7 @@ rebuild_writes_in_service(const Projection *twin)
 		names[i] = PointerGetDatum(twin->tables.names[i]);
 	values[0] = PointerGetDatum(construct_array(names, twin->tables.count, TEXTOID, -1, false,
 												TYPALIGN_INT));
-	state_begin(&saved);
+	owner_begin(&saved);
 	if (SPI_execute_with_args("SELECT coalesce(sum(pg_catalog.pg_stat_get_xact_tuples_inserted(t.oid)"
 							  " + pg_catalog.pg_stat_get_xact_tuples_updated(t.oid)"
 							  " + pg_catalog.pg_stat_get_xact_tuples_deleted(t.oid)), 0)::int8"
@@ -508,7 +499,7 @@ rebuild_writes_in_service(const Projection *twin)
 							  1, types, values, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read what has been written");
 	writes = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	state_end(&saved);
+	owner_end(&saved);
 	return writes;
 }
 
@@ -559,11 +550,11 @@ note_since(int32 id, uint64 since)
 	Datum		values[2] = {Int32GetDatum(id), Int64GetDatum((int64) since)};
 	OwnerSwitch saved;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	if (SPI_execute_with_args("UPDATE event_store.projection AS p SET since = $2 WHERE p.id = $1",
 							  2, types, values, NULL, false, 0) < 0)
 		elog(ERROR, "could not note since when a projection is out of service");
-	state_end(&saved);
+	owner_end(&saved);
 }
 
 /* Was a twin in service before a rebuild? */
@@ -589,10 +580,10 @@ run(const char *sql, int nargs, Oid *types, Datum *values)
 {
 	OwnerSwitch saved;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	if (SPI_execute_with_args(sql, nargs, types, values, NULL, false, 0) < 0)
 		elog(ERROR, "could not execute a statement of projections");
-	state_end(&saved);
+	owner_end(&saved);
 }
 
 /*
@@ -663,10 +654,10 @@ rebuild_switch(Projection *twin, bool wait)
 	{
 		OwnerSwitch saved;
 
-		state_begin(&saved);
-		run_ddl(psprintf("ALTER SCHEMA %s RENAME TO %s", rebuild_schema(twin->id),
-						 rebuild_schema(served.id)));
-		state_end(&saved);
+		owner_begin(&saved);
+		plans_run_ddl("ALTER SCHEMA %s RENAME TO %s", rebuild_schema(twin->id),
+					  rebuild_schema(served.id));
+		owner_end(&saved);
 		values[2] = PointerGetDatum(cstring_to_text(
 			psprintf("%s, %s", rebuild_schema(served.id), served.search_path)));
 		run("UPDATE event_store.projection AS p SET search_path = $3 WHERE p.id = $1",
@@ -762,10 +753,10 @@ event_store_rebuild_projection(PG_FUNCTION_ARGS)
 	nulls[1] = PG_ARGISNULL(1) ? 'n' : ' ';
 	values[2] = BoolGetDatum(!PG_ARGISNULL(2) && PG_GETARG_BOOL(2));
 	values[3] = Int64GetDatum(PG_ARGISNULL(3) ? 0 : manage_checked_position(PG_GETARG_INT64(3)));
-	state_begin(&saved);
+	owner_begin(&saved);
 	if (SPI_execute_with_args(sql, 4, types, values, nulls, false, 0) < 0)
 		elog(ERROR, "could not begin a rebuild");
-	state_end(&saved);
+	owner_end(&saved);
 	if (!projection_read_twin(projection.id, &twin))
 		elog(ERROR, "could not read a rebuild");
 	(void) projection_lock(twin.id, true);

@@ -92,11 +92,8 @@ next_in_log(EventSource *source, Datum *values, bool *nulls)
 		if (log->types == NULL)
 			return true;
 		type = DatumGetTextPP(values[RE_TYPE]);
-		for (int i = 0; i < log->types->count; i++)
-			if (VARSIZE_ANY_EXHDR(type) == VARSIZE_ANY_EXHDR(log->types->names[i]) &&
-				memcmp(VARDATA_ANY(type), VARDATA_ANY(log->types->names[i]),
-					   VARSIZE_ANY_EXHDR(type)) == 0)
-				return true;
+		if (values_has_name(log->types, VARDATA_ANY(type), VARSIZE_ANY_EXHDR(type)))
+			return true;
 	}
 	return false;
 }
@@ -587,7 +584,7 @@ tidy_all(void)
 	int			count;
 	MemoryContext context = CurrentMemoryContext;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	count = (int) plans_execute(&out_of_service, NULL, NULL);
 	ids = MemoryContextAlloc(context, sizeof(int32) * Max(count, 1));
 	for (int i = 0; i < count; i++)
@@ -596,7 +593,7 @@ tidy_all(void)
 
 		ids[i] = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
 	}
-	state_end(&saved);
+	owner_end(&saved);
 	for (int i = 0; i < count; i++)
 	{
 		Projection	twin;
@@ -623,7 +620,7 @@ refresh_all(int64 time)
 	int			count;
 	bool		more = false;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	count = (int) plans_execute(&asynchronous, NULL, NULL);
 	names = MemoryContextAlloc(context, sizeof(text *) * Max(count, 1));
 	for (int i = 0; i < count; i++)
@@ -635,7 +632,7 @@ refresh_all(int64 time)
 												   1, &isnull));
 		MemoryContextSwitchTo(spi);
 	}
-	state_end(&saved);
+	owner_end(&saved);
 	for (int i = 0; i < count; i++)
 	{
 		Projection	projection;
@@ -785,19 +782,6 @@ event_store_wait_for_projection(PG_FUNCTION_ARGS)
  * ----------------------------------------------------------------
  */
 
-/* Is the category of a stream one of a list? */
-static bool
-category_is_among(text *stream, const NameList *categories)
-{
-	int			len = input_category_length(VARDATA_ANY(stream), VARSIZE_ANY_EXHDR(stream));
-
-	for (int i = 0; i < categories->count; i++)
-		if (VARSIZE_ANY_EXHDR(categories->names[i]) == len &&
-			memcmp(VARDATA_ANY(categories->names[i]), VARDATA_ANY(stream), len) == 0)
-			return true;
-	return false;
-}
-
 /* A live fold of a stream reads that stream; by another key, all of its filter. */
 static Datum
 live_state(const Projection *projection, text *key, bool *isnull)
@@ -811,7 +795,9 @@ live_state(const Projection *projection, text *key, bool *isnull)
 
 		*isnull = true;
 		if (VARSIZE_ANY_EXHDR(key) == 0 || VARSIZE_ANY_EXHDR(key) > MAX_NAME_BYTES ||
-			(projection->by_category && !category_is_among(key, &projection->categories)))
+			(projection->by_category &&
+			 !values_has_name(&projection->categories, VARDATA_ANY(key),
+							  input_category_length(VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key)))))
 			return (Datum) 0;
 		memset(&request, 0, sizeof(request));
 		request.kind = READ_STREAM;

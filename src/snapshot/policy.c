@@ -17,7 +17,6 @@
 #include "common/hashfn.h"
 #include "fmgr.h"
 #include "miscadmin.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -91,22 +90,6 @@ policy_try_lock(const text *fold)
 	return LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL;
 }
 
-/* The names of an array of ours, which has no NULL. */
-NameList
-policy_categories(Datum array)
-{
-	NameList	list;
-	Datum	   *elements;
-	bool	   *nulls;
-
-	deconstruct_array(DatumGetArrayTypePCopy(array), TEXTOID, -1, false, TYPALIGN_INT,
-					  &elements, &nulls, &list.count);
-	list.names = palloc(sizeof(text *) * Max(list.count, 1));
-	for (int i = 0; i < list.count; i++)
-		list.names[i] = DatumGetTextPP(elements[i]);
-	return list;
-}
-
 /* The policy of a fold, as the statement sees it. */
 bool
 policy_find(text *fold, SnapshotPolicy *policy)
@@ -131,7 +114,7 @@ policy_find(text *fold, SnapshotPolicy *policy)
 		policy->categories.count = 0;
 		policy->categories.names = NULL;
 		if (!isnull)
-			policy->categories = policy_categories(categories);
+			policy->categories = values_name_list(categories);
 	}
 	probe_close(&probe, false);
 	return found;

@@ -82,7 +82,6 @@ extern int64 saved_sweep(const text *fold, int32 schema_version, int64 after_str
 						 bool *finished);
 
 /* policy.c */
-extern NameList policy_categories(Datum array);
 extern bool policy_find(text *fold, SnapshotPolicy *policy);
 extern bool policy_has_stream(const SnapshotPolicy *policy, const text *stream);
 extern void policy_lock(const text *fold);

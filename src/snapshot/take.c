@@ -190,7 +190,7 @@ read_work(Work *work)
 		value = SPI_getbinval(row, desc, 5, &isnull);
 		saved = MemoryContextSwitchTo(work->context);
 		if (!isnull)
-			work->policy.categories = policy_categories(value);
+			work->policy.categories = values_name_list(value);
 		MemoryContextSwitchTo(saved);
 		work->checkpoint = DatumGetInt64(SPI_getbinval(row, desc, 6, &isnull));
 		value = SPI_getbinval(row, desc, 7, &isnull);

@@ -15,6 +15,7 @@
 #include "common/errors.h"
 #include "common/guc.h"
 #include "common/names.h"
+#include "common/values.h"
 #include "stream/stream.h"
 
 /* where in a batch an error happened */
@@ -57,6 +58,43 @@ input_check_name(const char *what, const char *name, int len)
 					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 					 errmsg("%s must not contain control characters", what),
 					 errdetail("Byte %d is 0x%02x.", i + 1, (unsigned char) name[i])));
+}
+
+/* An argument that is a name of something, checked. */
+text *
+input_name_argument(FunctionCallInfo fcinfo, int n, const char *what)
+{
+	text	   *name;
+
+	if (PG_ARGISNULL(n))
+		invalid_null(what);
+	name = PG_GETARG_TEXT_PP(n);
+	input_check_name(what, VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name));
+	return name;
+}
+
+/* Checks arguments from the first one on; NULL is all right. */
+void
+input_check_settings(FunctionCallInfo fcinfo, int first, const Setting *settings, int count)
+{
+	for (int i = 0; i < count; i++)
+	{
+		const Setting *setting = &settings[i];
+		double		value;
+
+		if (PG_ARGISNULL(first + i))
+			continue;
+		value = setting->type == INT4OID ? PG_GETARG_INT32(first + i) :
+			setting->type == FLOAT8OID ? PG_GETARG_FLOAT8(first + i) :
+			values_seconds(PG_GETARG_INTERVAL_P(first + i));
+		if (!(value >= setting->low && value <= setting->high))
+			ereport(ERROR,
+					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+					 errmsg("%s is out of range", setting->name),
+					 setting->type == INTERVALOID ?
+					 errdetail("It can be %.15g to %.15g seconds.", setting->low, setting->high) :
+					 errdetail("It can be %.15g to %.15g.", setting->low, setting->high)));
+	}
 }
 
 /*

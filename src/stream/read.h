@@ -11,6 +11,7 @@
 #include "nodes/pathnodes.h"
 #include "utils/uuid.h"
 
+#include "common/values.h"
 #include "position/position.h"
 
 /* the functions that read events, in the order of read_functions[] */
@@ -28,12 +29,6 @@ typedef enum ReadKind
 } ReadKind;
 
 #define READ_MAX_ARGS	6
-
-typedef struct NameList
-{
-	int			count;
-	text	  **names;
-} NameList;
 
 /* what is asked for; texts and arrays stand in the reader's memory */
 typedef struct ReadRequest

@@ -107,6 +107,19 @@ typedef void (*AppendHook) (const AppendBatch *append);
 
 /* input.c */
 extern void input_check_name(const char *what, const char *name, int len);
+extern text *input_name_argument(FunctionCallInfo fcinfo, int n, const char *what);
+
+/* an argument that is a number or a length of time, and what it can be */
+typedef struct Setting
+{
+	const char *name;
+	Oid			type;			/* int4, float8 or interval */
+	double		low;
+	double		high;			/* of an interval: seconds */
+} Setting;
+
+extern void input_check_settings(FunctionCallInfo fcinfo, int first,
+								 const Setting *settings, int count);
 extern int	input_category_length(const char *stream, int len);
 extern void input_stream_name(StreamInput *stream, text *name);
 extern void input_type(EventInput *event, text *type);

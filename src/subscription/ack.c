@@ -96,8 +96,7 @@ ack_consumer_argument(FunctionCallInfo fcinfo, int n)
 void
 ack_check_interval(const char *what, const Interval *interval, AtLeast low)
 {
-	double		seconds = interval->time / (double) USECS_PER_SEC + interval->day * 86400.0 +
-		interval->month * 30 * 86400.0;
+	double		seconds = values_seconds(interval);
 
 	if (low != AT_LEAST_ANY && (seconds < 0 || (seconds == 0 && low == AT_LEAST_MORE)))
 		ereport(ERROR,
@@ -404,14 +403,14 @@ nack(Subscription *subscription, int64 position, const char *error,
 			if (subscription->has_batches)
 				batch_park_stream(subscription, stream, position);
 			failure_park(subscription, &earlier, NULL,
-						 delivered_log(subscription->id) >= position);
+						 delivered_log(subscription->id) >= position ? PARKED_IN_HAND : PARKED_SEEN);
 		}
 		if (is_blocked)
 		{
 			EventList	itself = {0};
 
 			events_add(&itself, position, stream);
-			failure_park(subscription, &itself, NULL, false);
+			failure_park(subscription, &itself, NULL, PARKED_SEEN);
 			return cstring_to_text("retry");
 		}
 		dead = failure_add(subscription, position, stream, error, retry_after, consumer);

@@ -56,9 +56,9 @@ static Statement insert = {
 	"INSERT INTO event_store.subscription_batch (subscription_id, slot, priority, first_position,"
 	" last_position, positions, streams, consumer, delivered_at, leased_until, lease)"
 	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8,"
-	" CASE WHEN $8 IS NOT NULL THEN pg_catalog.clock_timestamp() END, $9, $10)",
-	10, {INT4OID, INT4OID, INT4OID, INT8OID, INT8OID, INT8ARRAYOID, INT8ARRAYOID, TEXTOID,
-	TIMESTAMPTZOID, INTERVALOID}
+	" CASE WHEN $11 THEN pg_catalog.clock_timestamp() END, $9, $10)",
+	11, {INT4OID, INT4OID, INT4OID, INT8OID, INT8OID, INT8ARRAYOID, INT8ARRAYOID, TEXTOID,
+	TIMESTAMPTZOID, INTERVALOID, BOOLOID}
 };
 
 #define BATCH_COLUMNS \
@@ -284,18 +284,24 @@ static Statement oldest_row = {
 	2, {INT4OID, INT8OID}
 };
 
-/* the same hash as state_slot_of() */
+/*
+ * The same hash as state_slot_of().  What was seen and what was not come into rows
+ * of their own, which don't overlap: n - m is another number for each run of one kind.
+ */
 static Statement deal_anew = {
 	"WITH gone AS (DELETE FROM event_store.subscription_batch AS b"
-	" WHERE b.subscription_id = $1 AND b.consumer IS NULL RETURNING b.positions, b.streams),"
-	" one AS (SELECT e.position, e.stream,"
+	" WHERE b.subscription_id = $1 AND b.consumer IS NULL"
+	" RETURNING b.positions, b.streams, b.delivered_at IS NOT NULL AS seen),"
+	" one AS (SELECT e.position, e.stream, gone.seen,"
 	" 1 + (pg_catalog.hashint8(e.stream) & 2147483647) % $2 AS slot"
 	" FROM gone, unnest(gone.positions, gone.streams) AS e (position, stream)),"
 	" numbered AS (SELECT one.*,"
-	" pg_catalog.row_number() OVER (PARTITION BY one.slot ORDER BY one.position) - 1 AS n FROM one)"
+	" pg_catalog.row_number() OVER (PARTITION BY one.slot ORDER BY one.position) - 1 AS n,"
+	" pg_catalog.row_number() OVER (PARTITION BY one.slot, one.seen ORDER BY one.position) - 1 AS m"
+	" FROM one)"
 	" SELECT x.slot, pg_catalog.array_agg(x.position ORDER BY x.position),"
-	" pg_catalog.array_agg(x.stream ORDER BY x.position)"
-	" FROM numbered AS x GROUP BY x.slot, x.n / $3",
+	" pg_catalog.array_agg(x.stream ORDER BY x.position), x.seen"
+	" FROM numbered AS x GROUP BY x.slot, x.seen, x.n - x.m, x.n / $3",
 	3, {INT4OID, INT4OID, INT8OID}
 };
 
@@ -332,7 +338,7 @@ delivered_keys(int32 subscription_id, bool as_a_whole, int *count)
 		if (!as_a_whole || d->delivered_to >= d->last_position)
 			keys[n++] = d->position;
 	*count = n;
-	return state_int64_array(keys, n);
+	return values_int64_array(keys, n);
 }
 
 /* ----------------------------------------------------------------
@@ -340,20 +346,21 @@ delivered_keys(int32 subscription_id, bool as_a_whole, int *count)
  * ----------------------------------------------------------------
  */
 
+/* seen: they have been delivered, or passed over. */
 static void
 insert_batch(const Subscription *subscription, int slot, int priority,
-			 const EventList *events, int first, int count, const Consumer *consumer)
+			 const EventList *events, int first, int count, const Consumer *consumer, bool seen)
 {
-	Datum		values[10];
-	char		nulls[11] = "          ";
+	Datum		values[11];
+	char		nulls[12] = "           ";
 
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = Int32GetDatum(slot);
 	values[2] = Int32GetDatum(priority);
 	values[3] = Int64GetDatum(events->positions[first]);
 	values[4] = Int64GetDatum(events->positions[first + count - 1]);
-	values[5] = state_int64_array(events->positions + first, count);
-	values[6] = state_int64_array(events->streams + first, count);
+	values[5] = values_int64_array(events->positions + first, count);
+	values[6] = values_int64_array(events->streams + first, count);
 	if (consumer != NULL)
 	{
 		values[7] = state_consumer(consumer);
@@ -366,6 +373,7 @@ insert_batch(const Subscription *subscription, int slot, int priority,
 		values[7] = values[8] = values[9] = (Datum) 0;
 		nulls[7] = nulls[8] = nulls[9] = 'n';
 	}
+	values[10] = BoolGetDatum(seen);
 	(void) plans_execute(&insert, values, nulls);
 }
 
@@ -393,9 +401,9 @@ read_batches(MemoryContext context, int *count)
 		value = SPI_getbinval(row, table->tupdesc, 5, &isnull);
 		batches[i].until = isnull ? 0 : DatumGetTimestampTz(value);
 		batches[i].events.positions =
-			state_array_int64(SPI_getbinval(row, table->tupdesc, 6, &isnull), &n);
+			values_read_int64(SPI_getbinval(row, table->tupdesc, 6, &isnull), &n);
 		batches[i].events.streams =
-			state_array_int64(SPI_getbinval(row, table->tupdesc, 7, &isnull), &n);
+			values_read_int64(SPI_getbinval(row, table->tupdesc, 7, &isnull), &n);
 		batches[i].events.count = n;
 		value = SPI_getbinval(row, table->tupdesc, 8, &isnull);
 		if (!isnull)
@@ -417,15 +425,15 @@ write_rest(const Subscription *subscription, const Batch *batch, const EventList
 	values[0] = Int32GetDatum(subscription->id);
 	if (rest->count == 0)
 	{
-		values[1] = state_int64_array(batch->events.positions, 1);
+		values[1] = values_int64_array(batch->events.positions, 1);
 		(void) plans_execute(&delete_rows, values, NULL);
 		return;
 	}
 	values[1] = Int64GetDatum(batch->events.positions[0]);
 	values[2] = Int64GetDatum(rest->positions[0]);
 	values[3] = Int64GetDatum(rest->positions[rest->count - 1]);
-	values[4] = state_int64_array(rest->positions, rest->count);
-	values[5] = state_int64_array(rest->streams, rest->count);
+	values[4] = values_int64_array(rest->positions, rest->count);
+	values[5] = values_int64_array(rest->streams, rest->count);
 	(void) plans_execute(&shorten_row, values, NULL);
 }
 
@@ -569,7 +577,7 @@ batch_deal(Subscription *subscription, int max_count)
 		return 0;
 	}
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	note_oldest(subscription);
 	if (subscription->competing)
 	{
@@ -582,7 +590,8 @@ batch_deal(Subscription *subscription, int max_count)
 			if (events.count == size || i + 1 == count ||
 				dealt[i + 1].priority != dealt[i].priority)
 			{
-				insert_batch(subscription, 1, dealt[i].priority, &events, 0, events.count, NULL);
+				insert_batch(subscription, 1, dealt[i].priority, &events, 0, events.count, NULL,
+							 false);
 				events.count = 0;
 			}
 		}
@@ -591,8 +600,8 @@ batch_deal(Subscription *subscription, int max_count)
 		for (int slot = 1; slot <= subscription->slots; slot++)
 			for (int i = 0; i < lists[slot].count; i += size)
 				insert_batch(subscription, slot, 0, &lists[slot], i,
-							 Min(size, lists[slot].count - i), NULL);
-	state_end(&saved);
+							 Min(size, lists[slot].count - i), NULL, false);
+	owner_end(&saved);
 
 	/* what was decided ahead of the cursor is passed */
 	while (subscription->ndecided > 0 && subscription->decided[0] <= last)
@@ -618,14 +627,14 @@ batch_queue(Subscription *subscription, const EventList *events)
 	int64		delivered_to = delivered_log(subscription->id);
 	OwnerSwitch saved;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	note_oldest(subscription);
 	for (int i = 0; i < events->count; i += MAX_BATCH)
 	{
 		int			count = Min(MAX_BATCH, events->count - i);
 		EventList	row = {0};
 
-		insert_batch(subscription, 1, 0, events, i, count, NULL);
+		insert_batch(subscription, 1, 0, events, i, count, NULL, true);
 		row.count = count;
 		row.positions = events->positions + i;
 		while (count > 0 && row.positions[count - 1] > delivered_to)
@@ -633,7 +642,7 @@ batch_queue(Subscription *subscription, const EventList *events)
 		if (count > 0)
 			note_delivered(subscription->id, &row, row.positions[count - 1]);
 	}
-	state_end(&saved);
+	owner_end(&saved);
 	subscription->has_batches |= events->count > 0;
 }
 
@@ -653,7 +662,7 @@ batch_deal_anew(Subscription *subscription, int slots)
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = Int32GetDatum(slots);
 	values[2] = Int64GetDatum(MAX_BATCH);
-	state_begin(&saved);
+	owner_begin(&saved);
 	n = plans_execute(&deal_anew, values, NULL);
 	table = SPI_tuptable;
 	for (uint64 i = 0; i < n; i++)
@@ -664,14 +673,15 @@ batch_deal_anew(Subscription *subscription, int slots)
 		int			slot;
 
 		slot = DatumGetInt32(SPI_getbinval(table->vals[i], table->tupdesc, 1, &isnull));
-		events.positions = state_array_int64(SPI_getbinval(table->vals[i], table->tupdesc, 2, &isnull),
+		events.positions = values_read_int64(SPI_getbinval(table->vals[i], table->tupdesc, 2, &isnull),
 											 &events.count);
-		events.streams = state_array_int64(SPI_getbinval(table->vals[i], table->tupdesc, 3, &isnull),
+		events.streams = values_read_int64(SPI_getbinval(table->vals[i], table->tupdesc, 3, &isnull),
 										   &events.count);
-		insert_batch(subscription, slot, 0, &events, 0, events.count, NULL);
+		insert_batch(subscription, slot, 0, &events, 0, events.count, NULL,
+					 DatumGetBool(SPI_getbinval(table->vals[i], table->tupdesc, 4, &isnull)));
 		MemoryContextSwitchTo(spi);
 	}
-	state_end(&saved);
+	owner_end(&saved);
 }
 
 /* ----------------------------------------------------------------
@@ -694,7 +704,7 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 	int			rows = subscription->competing ? 1 : 1 + max_count / MAX_BATCH;
 	OwnerSwitch saved;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	/* most often a row is what a poll wants: the one before it has dealt it so */
 	while (subscription->competing && (consumer->leases || consumer->at_once) && got < max_count &&
 		   delivered_count(subscription->id, DELIVERED_BATCH) == 0)
@@ -740,7 +750,7 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 		}
 		else
 		{
-			values[1] = state_int32_array(slots, nslots);
+			values[1] = values_int32_array(slots, nslots);
 			values[2] = delivered_keys(subscription->id, true, &nkeys);
 			values[3] = Int64GetDatum(rows);
 			values[4] = Int64GetDatum(subscription->oldest);
@@ -792,13 +802,13 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 				move_delivered(subscription->id, &batches[i], &rest);
 				if (consumer->leases)
 					insert_batch(subscription, batches[i].slot, batches[i].priority, events,
-								 first, count, consumer);
+								 first, count, consumer, true);
 			}
 			MemoryContextSwitchTo(spi);
 		}
 		if (nwhole > 0)
 		{
-			values[1] = state_int64_array(whole, nwhole);
+			values[1] = values_int64_array(whole, nwhole);
 			values[2] = state_consumer(consumer);
 			values[3] = TimestampTzGetDatum(consumer->until);
 			values[4] = IntervalPGetDatum(unconstify(Interval *, consumer->lease));
@@ -808,7 +818,7 @@ batch_take(Subscription *subscription, const int *slots, int nslots, int max_cou
 		rows = Max(1, (max_count - got) / last_size);
 		rows = Min(rows, 100);
 	}
-	state_end(&saved);
+	owner_end(&saved);
 }
 
 /* Puts events straight from the log under a lease, of the one slot. */
@@ -817,11 +827,12 @@ batch_lease(Subscription *subscription, const EventList *events, const Consumer 
 {
 	OwnerSwitch saved;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	note_oldest(subscription);
 	for (int i = 0; i < events->count; i += MAX_BATCH)
-		insert_batch(subscription, 1, 0, events, i, Min(MAX_BATCH, events->count - i), consumer);
-	state_end(&saved);
+		insert_batch(subscription, 1, 0, events, i, Min(MAX_BATCH, events->count - i), consumer,
+					 true);
+	owner_end(&saved);
 	subscription->has_batches = true;
 }
 
@@ -877,7 +888,7 @@ settle_rows(Subscription *subscription, MemoryContext context, const int64 *posi
 		Datum		values[2];
 
 		values[0] = Int32GetDatum(subscription->id);
-		values[1] = state_int64_array(whole, nwhole);
+		values[1] = values_int64_array(whole, nwhole);
 		(void) plans_execute(&delete_rows, values, NULL);
 	}
 	MemoryContextSwitchTo(spi);
@@ -923,7 +934,7 @@ batch_settle(Subscription *subscription, const int64 *positions, int count, int6
 
 	if (low > high)
 		return 0;
-	state_begin(&saved);
+	owner_begin(&saved);
 	values[0] = Int32GetDatum(subscription->id);
 	values[4] = Int64GetDatum(subscription->oldest);
 	/* most often it is all that a consumer has in its rows */
@@ -962,7 +973,7 @@ batch_settle(Subscription *subscription, const int64 *positions, int count, int6
 	 */
 	if (positions != NULL && consumer->name == NULL && found < count)
 	{
-		values[1] = state_int64_array(positions, count);
+		values[1] = values_int64_array(positions, count);
 		values[2] = Int64GetDatum(low);
 		values[3] = Int64GetDatum(high);
 		if (!subscription->competing && !state_is_direct(subscription))
@@ -970,7 +981,7 @@ batch_settle(Subscription *subscription, const int64 *positions, int count, int6
 		(void) plans_execute(&rows_by_positions, values, NULL);
 		found += settle_rows(subscription, context, positions, count, up_to, done);
 	}
-	state_end(&saved);
+	owner_end(&saved);
 	return found;
 }
 
@@ -987,11 +998,11 @@ batch_slot_of(Subscription *subscription, int64 position, const Consumer *consum
 	values[1] = Int64GetDatum(position);
 	values[2] = state_consumer(consumer);
 	values[3] = Int64GetDatum(subscription->oldest);
-	state_begin(&saved);
+	owner_begin(&saved);
 	if (plans_execute(&slots_by_position, values, NULL) > 0)
 		slot = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
 										   &isnull));
-	state_end(&saved);
+	owner_end(&saved);
 	return slot;
 }
 
@@ -1024,7 +1035,7 @@ batch_remove(Subscription *subscription, int64 position, const Consumer *consume
 	values[0] = Int32GetDatum(subscription->id);
 	values[2] = values[3] = Int64GetDatum(position);
 	values[4] = Int64GetDatum(subscription->oldest);
-	state_begin(&saved);
+	owner_begin(&saved);
 	for (int round = 0; round < 2 && !found; round++)
 	{
 		Batch	   *batches;
@@ -1034,7 +1045,7 @@ batch_remove(Subscription *subscription, int64 position, const Consumer *consume
 		/* who has a name means what it was given */
 		if (round == 1 && consumer->name != NULL && !in_hand(subscription->id, position))
 			break;
-		values[1] = round == 0 ? state_consumer(consumer) : state_int64_array(&position, 1);
+		values[1] = round == 0 ? state_consumer(consumer) : values_int64_array(&position, 1);
 		(void) plans_execute(round == 0 ? &leased_rows : &rows_by_positions, values, NULL);
 		batches = read_batches(context, &n);
 		spi = MemoryContextSwitchTo(context);
@@ -1062,7 +1073,7 @@ batch_remove(Subscription *subscription, int64 position, const Consumer *consume
 		}
 		MemoryContextSwitchTo(spi);
 	}
-	state_end(&saved);
+	owner_end(&saved);
 	return found;
 }
 
@@ -1081,7 +1092,7 @@ batch_park_stream(Subscription *subscription, int64 stream, int64 position)
 
 	values[0] = Int32GetDatum(subscription->id);
 	values[4] = Int64GetDatum(subscription->oldest);
-	state_begin(&saved);
+	owner_begin(&saved);
 	for (int round = 0; round < 3; round++)
 	{
 		Batch	   *batches;
@@ -1122,14 +1133,17 @@ batch_park_stream(Subscription *subscription, int64 stream, int64 position)
 			EventList	earlier = {0};
 			EventList	in_hand = {0};
 			EventList	later = {0};
+			EventList	later_seen = {0};
 			Consumer	holder = {0};
 
 			for (int k = 0; k < events->count; k++)
 			{
 				int64		here = events->positions[k];
 
-				events_add(events->streams[k] != stream ? &rest : here > position ? &later :
-						   here <= delivered_to ? &in_hand : &earlier, here, events->streams[k]);
+				events_add(events->streams[k] != stream ? &rest :
+						   here <= position ? (here <= delivered_to ? &in_hand : &earlier) :
+						   batches[i].consumer != NULL || here <= delivered_to ? &later_seen : &later,
+						   here, events->streams[k]);
 			}
 			if (rest.count == events->count)
 				continue;
@@ -1139,13 +1153,15 @@ batch_park_stream(Subscription *subscription, int64 stream, int64 position)
 			holder.name = batches[i].consumer;
 			holder.until = batches[i].until;
 			holder.lease = batches[i].lease;
-			failure_park(subscription, &earlier, holder.name == NULL ? NULL : &holder, false);
-			failure_park(subscription, &in_hand, NULL, true);
-			failure_park(subscription, &later, NULL, false);
+			failure_park(subscription, &earlier, holder.name == NULL ? NULL : &holder,
+						 PARKED_UNSEEN);
+			failure_park(subscription, &in_hand, NULL, PARKED_IN_HAND);
+			failure_park(subscription, &later_seen, NULL, PARKED_SEEN);
+			failure_park(subscription, &later, NULL, PARKED_UNSEEN);
 		}
 		MemoryContextSwitchTo(spi);
 	}
-	state_end(&saved);
+	owner_end(&saved);
 }
 
 /* Takes events out, which wait from now on behind one that has failed. */
@@ -1198,10 +1214,10 @@ batch_slots_in_use(Subscription *subscription, const Consumer *except, bool over
 	values[1] = except->name == NULL ? (Datum) 0 : PointerGetDatum(except->name);
 	values[2] = Int64GetDatum(subscription->oldest);
 	values[3] = BoolGetDatum(over);
-	state_begin(&saved);
+	owner_begin(&saved);
 	(void) plans_execute(&slots_in_use, values, except->name == NULL ? " n  " : NULL);
 	count = read_slots(context, slots);
-	state_end(&saved);
+	owner_end(&saved);
 	return count;
 }
 
@@ -1217,10 +1233,10 @@ batch_slots_held(Subscription *subscription, text *consumer, int **slots)
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = PointerGetDatum(consumer);
 	values[2] = Int64GetDatum(subscription->oldest);
-	state_begin(&saved);
+	owner_begin(&saved);
 	(void) plans_execute(&slots_held, values, NULL);
 	count = read_slots(context, slots);
-	state_end(&saved);
+	owner_end(&saved);
 	return count;
 }
 
@@ -1240,10 +1256,10 @@ batch_leased(Subscription *subscription, text *consumer, bool over)
 	values[1] = PointerGetDatum(consumer);
 	values[2] = Int64GetDatum(subscription->oldest);
 	values[3] = BoolGetDatum(over);
-	state_begin(&saved);
+	owner_begin(&saved);
 	(void) plans_execute(&leased_count, values, consumer == NULL ? " n  " : NULL);
 	count = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	state_end(&saved);
+	owner_end(&saved);
 	return count;
 }
 
@@ -1260,12 +1276,12 @@ batch_renew(Subscription *subscription, const Consumer *consumer)
 	values[1] = state_consumer(consumer);
 	values[2] = Int64GetDatum(subscription->oldest);
 	values[3] = (Datum) 0;
-	state_begin(&saved);
+	owner_begin(&saved);
 	if (subscription->has_batches)
 		(void) plans_execute(&extend_batches, values, "   n");
 	if (subscription->has_failures)
 		(void) plans_execute(&extend_failures, values, "   n");
-	state_end(&saved);
+	owner_end(&saved);
 }
 
 /* A consumer is at what it has: its leases last until then. */
@@ -1279,10 +1295,10 @@ batch_extend(Subscription *subscription, const Consumer *consumer, const Interva
 	values[1] = state_consumer(consumer);
 	values[2] = Int64GetDatum(subscription->oldest);
 	values[3] = IntervalPGetDatum(unconstify(Interval *, lease));
-	state_begin(&saved);
+	owner_begin(&saved);
 	(void) plans_execute(&extend_batches, values, NULL);
 	(void) plans_execute(&extend_failures, values, NULL);
-	state_end(&saved);
+	owner_end(&saved);
 }
 
 /*
@@ -1304,10 +1320,10 @@ batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *le
 	TimestampTz *since;
 
 	values[0] = Int32GetDatum(subscription->id);
-	values[1] = state_int32_array(slots, nslots);
+	values[1] = values_int32_array(slots, nslots);
 	values[2] = PointerGetDatum(leaving);
 	values[3] = Int64GetDatum(subscription->oldest);
-	state_begin(&saved);
+	owner_begin(&saved);
 	values[4] = BoolGetDatum(all);
 	/* what it has in order behind that is taken back with it */
 	values[5] = BoolGetDatum(!subscription->competing);
@@ -1324,14 +1340,14 @@ batch_reclaim(Subscription *subscription, const int *slots, int nslots, text *le
 		MemoryContext spi = MemoryContextSwitchTo(context);
 		bool		isnull;
 
-		lists[i].positions = state_array_int64(SPI_getbinval(row, desc, 1, &isnull), &lists[i].count);
-		lists[i].streams = state_array_int64(SPI_getbinval(row, desc, 2, &isnull), &lists[i].count);
+		lists[i].positions = values_read_int64(SPI_getbinval(row, desc, 1, &isnull), &lists[i].count);
+		lists[i].streams = values_read_int64(SPI_getbinval(row, desc, 2, &isnull), &lists[i].count);
 		consumers[i] = DatumGetTextPCopy(SPI_getbinval(row, desc, 3, &isnull));
 		until[i] = DatumGetTimestampTz(SPI_getbinval(row, desc, 4, &isnull));
 		since[i] = DatumGetTimestampTz(SPI_getbinval(row, desc, 5, &isnull));
 		MemoryContextSwitchTo(spi);
 	}
-	state_end(&saved);
+	owner_end(&saved);
 	for (int i = 0; i < count; i++)
 	{
 		int			events = 0;
@@ -1361,9 +1377,9 @@ batch_give_up(Subscription *subscription, const int64 *positions, int count, Eve
 	Batch	   *batches;
 	int			n;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	values[0] = Int32GetDatum(subscription->id);
-	values[1] = state_int64_array(positions, count);
+	values[1] = values_int64_array(positions, count);
 	values[2] = Int64GetDatum(positions[0]);
 	values[3] = Int64GetDatum(positions[count - 1]);
 	values[4] = Int64GetDatum(subscription->oldest);
@@ -1383,5 +1399,5 @@ batch_give_up(Subscription *subscription, const int64 *positions, int count, Eve
 					   row->positions[k], row->streams[k]);
 		write_rest(subscription, &batches[i], &rest);
 	}
-	state_end(&saved);
+	owner_end(&saved);
 }

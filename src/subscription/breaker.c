@@ -94,16 +94,16 @@ change_state(Subscription *subscription, const char *from, const char *also_from
 	OwnerSwitch saved;
 	bool		changed;
 
-	states[0] = state_text(from);
-	states[1] = state_text(also_from);
+	states[0] = values_text(from);
+	states[1] = values_text(also_from);
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = PointerGetDatum(construct_array(states, 2, TEXTOID, -1, false, TYPALIGN_INT));
-	values[2] = state_text(to);
+	values[2] = values_text(to);
 	values[3] = seconds(lasts);
 	values[4] = Int32GetDatum(probes);
-	state_begin(&saved);
+	owner_begin(&saved);
 	changed = plans_execute(&change, values, NULL) > 0;
-	state_end(&saved);
+	owner_end(&saved);
 	if (changed)
 		state_note(subscription, psprintf("breaker %s", strcmp(to, "open") == 0 ? "opened" : to), NULL);
 	return changed;
@@ -149,11 +149,11 @@ note_failure(Subscription *subscription, int dead, text *silent, TimestampTz hea
 	values[2] = Int64GetDatum(dead);
 	values[3] = PointerGetDatum(silent);
 	values[4] = TimestampTzGetDatum(heard_at);
-	state_begin(&saved);
+	owner_begin(&saved);
 	(void) plans_execute(&note_fault, values, silent == NULL ? "   nn" : NULL);
 	if (DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)) == 0)
 	{
-		state_end(&saved);
+		owner_end(&saved);
 		return;
 	}
 	values[1] = seconds(subscription->breaker_window);
@@ -166,7 +166,7 @@ note_failure(Subscription *subscription, int dead, text *silent, TimestampTz hea
 		too_many = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
 											   &isnull)) >= subscription->breaker_failures;
 	}
-	state_end(&saved);
+	owner_end(&saved);
 	if (too_many && change_state(subscription, "closed", "half-open", "open",
 								 subscription->breaker_timeout, 0))
 		subscription->breaker = BREAKER_OPEN;
@@ -242,10 +242,10 @@ breaker_succeeded(Subscription *subscription, int64 count)
 		return;
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = Int64GetDatum(count);
-	state_begin(&saved);
+	owner_begin(&saved);
 	enough = plans_execute(&succeeded, values, NULL) > 0 &&
 		DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)) == 0;
-	state_end(&saved);
+	owner_end(&saved);
 	if (enough && change_state(subscription, "half-open", "half-open", "closed", 0, 0))
 		subscription->breaker = BREAKER_CLOSED;
 }

@@ -121,9 +121,9 @@ reslot(Subscription *subscription)
 	state_read_again(subscription);
 	if (subscription->wanted_slots == 0)
 		return true;
-	state_begin(&saved);
+	owner_begin(&saved);
 	is_free = plans_execute(&lock_row, values, NULL) > 0;
-	state_end(&saved);
+	owner_end(&saved);
 	if (is_free && group_reslot(subscription))
 		return true;
 	state_unlock_whole(subscription);
@@ -208,7 +208,7 @@ event_store_deal_subscriptions(PG_FUNCTION_ARGS)
 	values[0] = Int64GetDatum(settled_mark());
 	values[1] = Int64GetDatum(DEAL_MIN);
 	values[2] = Int64GetDatum(DEAL_MAX);
-	state_begin(&saved);
+	owner_begin(&saved);
 	n = plans_execute(&candidates, values, NULL);
 	table = SPI_tuptable;
 	MemoryContextSwitchTo(context);
@@ -228,7 +228,7 @@ event_store_deal_subscriptions(PG_FUNCTION_ARGS)
 		sizes[i] = DatumGetInt32(SPI_getbinval(row, table->tupdesc, 4, &isnull));
 		reslots[i] = DatumGetBool(SPI_getbinval(row, table->tupdesc, 5, &isnull));
 	}
-	state_end(&saved);
+	owner_end(&saved);
 	/* those that are to be locked as a whole come last: the transaction is at its end then */
 	for (uint64 i = 0; i < n && dealt < MAX_DEALT; i++)
 	{
@@ -268,14 +268,14 @@ do_errand(uint64 key)
 	text	   *name = NULL;
 	bool		isnull;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	if (plans_execute(&name_of_id, values, NULL) > 0)
 	{
 		MemoryContextSwitchTo(context);
 		name = DatumGetTextPCopy(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
 											   &isnull));
 	}
-	state_end(&saved);
+	owner_end(&saved);
 	if (name != NULL)
 		(void) deal_for_others(name, Max((int) (uint32) key, 1));
 }

@@ -64,10 +64,11 @@ static Statement is_blocked = {
 
 static Statement park = {
 	"INSERT INTO event_store.subscription_failure AS f"
-	" (subscription_id, position, stream_id, slot, consumer, leased_until, due, lease)"
-	" SELECT $1, e.position, e.stream, e.slot, $5, $6, $6, $7"
+	" (subscription_id, position, stream_id, slot, consumer, leased_until, due, lease, delivered)"
+	" SELECT $1, e.position, e.stream, e.slot, $5, $6, $6, $7, $8"
 	" FROM unnest($2, $3, $4) AS e (position, stream, slot)",
-	7, {INT4OID, INT8ARRAYOID, INT8ARRAYOID, INT4ARRAYOID, TEXTOID, TIMESTAMPTZOID, INTERVALOID}
+	8, {INT4OID, INT8ARRAYOID, INT8ARRAYOID, INT4ARRAYOID, TEXTOID, TIMESTAMPTZOID, INTERVALOID,
+	BOOLOID}
 };
 
 static Statement add = {
@@ -89,7 +90,7 @@ static Statement find_for_nack = {
 };
 
 static Statement fail_again = {
-	"UPDATE event_store.subscription_failure AS f SET attempts = $3, dead = $4, suspect = false,"
+	"UPDATE event_store.subscription_failure AS f SET attempts = $3, dead = $4, suspect = false, delivered = true,"
 	" retry_at = $5, due = $5, error = $6, failed_by = coalesce(f.consumer, $7), consumer = NULL,"
 	" leased_until = NULL, failed_at = pg_catalog.clock_timestamp(),"
 	" first_failed_at = coalesce(f.first_failed_at, pg_catalog.clock_timestamp())"
@@ -165,7 +166,7 @@ static Statement behind = {
 };
 
 static Statement lease = {
-	"UPDATE event_store.subscription_failure AS f SET consumer = $3, leased_until = $4, due = $4,"
+	"UPDATE event_store.subscription_failure AS f SET consumer = $3, leased_until = $4, due = $4, delivered = true,"
 	" lease = $5 WHERE f.subscription_id = $1 AND f.position = ANY ($2)",
 	5, {INT4OID, INT8ARRAYOID, TEXTOID, TIMESTAMPTZOID, INTERVALOID}
 };
@@ -225,7 +226,7 @@ static Statement next_due = {
 
 #define RECLAIM(locked) \
 	"UPDATE event_store.subscription_failure AS f SET consumer = NULL, leased_until = NULL," \
-	" suspect = f.suspect OR $3 IS NULL," \
+	" suspect = f.suspect OR $3 IS NULL, delivered = true," \
 	" attempts = CASE WHEN $3 IS NOT NULL THEN f.attempts" \
 	" WHEN $7 AND " IS_ALONE("$4") " THEN f.attempts + 1" \
 	" ELSE greatest(f.attempts, least(f.attempts + 1, $4 - 1)) END," \
@@ -295,7 +296,7 @@ delivered_positions(int32 subscription_id)
 
 	while ((item = delivered_next(item, subscription_id, DELIVERED_FAILURE)) != NULL)
 		positions[n++] = item->position;
-	return state_int64_array(positions, n);
+	return values_int64_array(positions, n);
 }
 
 static bool
@@ -348,7 +349,7 @@ failure_begin(Subscription *subscription)
 						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = Int64GetDatum(KNOWN_STREAMS + 1);
-	state_begin(&saved);
+	owner_begin(&saved);
 	n = plans_execute(&blocked_streams, values, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{
@@ -359,7 +360,7 @@ failure_begin(Subscription *subscription)
 
 		entry->blocked = true;
 	}
-	state_end(&saved);
+	owner_end(&saved);
 	all_known = n <= KNOWN_STREAMS;
 	subscription->has_failures = n > 0;
 	if (n == 0)
@@ -383,9 +384,9 @@ failure_blocks(Subscription *subscription, int64 stream)
 	{
 		values[0] = Int32GetDatum(subscription->id);
 		values[1] = Int64GetDatum(stream);
-		state_begin(&saved);
+		owner_begin(&saved);
 		entry->blocked = plans_execute(&is_blocked, values, NULL) > 0;
-		state_end(&saved);
+		owner_end(&saved);
 	}
 	return entry->blocked;
 }
@@ -402,7 +403,7 @@ slots_of(const Subscription *subscription, const EventList *events)
 
 	for (int i = 0; i < events->count; i++)
 		slots[i] = state_slot_of(subscription, events->streams[i]);
-	return state_int32_array(slots, events->count);
+	return values_int32_array(slots, events->count);
 }
 
 /* Sees to it that the first of each of these streams is due, and no other. */
@@ -414,7 +415,7 @@ set_heads(Subscription *subscription, const int64 *streams, int count, bool came
 	if (count == 0)
 		return;
 	values[0] = Int32GetDatum(subscription->id);
-	values[1] = state_int64_array(streams, count);
+	values[1] = values_int64_array(streams, count);
 	if (subscription->competing)
 	{
 		(void) plans_execute(&set_all_due, values, NULL);
@@ -428,21 +429,21 @@ set_heads(Subscription *subscription, const int64 *streams, int count, bool came
 /*
  * Puts events behind others of their streams that have failed, or that will be
  * put there in this call.  holder: they are still out, under the lease of this
- * one; in_hand: or with this transaction.
+ * one.
  */
 void
 failure_park(Subscription *subscription, const EventList *events, const Consumer *holder,
-			 bool in_hand)
+			 ParkedEvent parked)
 {
-	Datum		values[7];
-	char		nulls[8] = "       ";
+	Datum		values[8];
+	char		nulls[9] = "        ";
 	OwnerSwitch saved;
 
 	if (events->count == 0)
 		return;
 	values[0] = Int32GetDatum(subscription->id);
-	values[1] = state_int64_array(events->positions, events->count);
-	values[2] = state_int64_array(events->streams, events->count);
+	values[1] = values_int64_array(events->positions, events->count);
+	values[2] = values_int64_array(events->streams, events->count);
 	values[3] = slots_of(subscription, events);
 	values[4] = values[5] = values[6] = (Datum) 0;
 	nulls[4] = nulls[5] = nulls[6] = 'n';
@@ -454,13 +455,14 @@ failure_park(Subscription *subscription, const EventList *events, const Consumer
 		nulls[4] = nulls[5] = ' ';
 		nulls[6] = holder->lease == NULL ? 'n' : ' ';
 	}
-	state_begin(&saved);
+	values[7] = BoolGetDatum(holder != NULL || parked != PARKED_UNSEEN);
+	owner_begin(&saved);
 	(void) plans_execute(&park, values, nulls);
 	/* each stream has a first one, which is due, whatever has become of the others */
 	if (!subscription->competing)
 		set_heads(subscription, events->streams, events->count, true);
-	state_end(&saved);
-	for (int i = 0; i < events->count && in_hand; i++)
+	owner_end(&saved);
+	for (int i = 0; i < events->count && parked == PARKED_IN_HAND; i++)
 		note_delivered(subscription->id, events->positions[i], events->streams[i]);
 	subscription->has_failures = true;
 }
@@ -502,14 +504,14 @@ failure_add(Subscription *subscription, int64 position, int64 stream, const char
 	values[4] = BoolGetDatum(dead);
 	values[5] = TimestampTzGetDatum(retry_time(subscription, 1, retry_after));
 	nulls[5] = dead ? 'n' : ' ';
-	values[6] = state_text(error);
+	values[6] = values_text(error);
 	values[7] = consumer->name == NULL ? (Datum) 0 : PointerGetDatum(consumer->name);
 	nulls[7] = consumer->name == NULL ? 'n' : ' ';
-	state_begin(&saved);
+	owner_begin(&saved);
 	(void) plans_execute(&add, values, nulls);
 	if (!subscription->competing)
 		set_heads(subscription, &stream, 1, true);
-	state_end(&saved);
+	owner_end(&saved);
 	subscription->has_failures = true;
 	return dead;
 }
@@ -524,7 +526,7 @@ failure_again(Subscription *subscription, int64 position, const char *error,
 	Datum		values[7];
 	OwnerSwitch saved;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = Int64GetDatum(position);
 	values[2] = state_consumer(consumer);
@@ -543,7 +545,7 @@ failure_again(Subscription *subscription, int64 position, const char *error,
 		values[3] = BoolGetDatum(*dead);
 		values[4] = TimestampTzGetDatum(retry_time(subscription, attempts, retry_after));
 		nulls[4] = *dead ? 'n' : ' ';
-		values[5] = state_text(error);
+		values[5] = values_text(error);
 		values[6] = consumer->name == NULL ? (Datum) 0 : PointerGetDatum(consumer->name);
 		nulls[6] = consumer->name == NULL ? 'n' : ' ';
 		(void) plans_execute(&fail_again, values, nulls);
@@ -556,7 +558,7 @@ failure_again(Subscription *subscription, int64 position, const char *error,
 			set_heads(subscription, &stream, 1, true);
 		}
 	}
-	state_end(&saved);
+	owner_end(&saved);
 	return found;
 }
 
@@ -574,17 +576,17 @@ failure_take_back(Subscription *subscription, const EventList *events, bool sile
 	OwnerSwitch saved;
 
 	values[0] = Int32GetDatum(subscription->id);
-	values[1] = state_int64_array(events->positions, events->count);
-	values[2] = state_int64_array(events->streams, events->count);
+	values[1] = values_int64_array(events->positions, events->count);
+	values[2] = values_int64_array(events->streams, events->count);
 	values[3] = slots_of(subscription, events);
 	values[4] = Int32GetDatum(!silent ? 0 : alone ? 1 : Min(1, subscription->max_attempts - 1));
 	values[5] = BoolGetDatum(dead);
 	values[6] = BoolGetDatum(silent);
 	values[7] = PointerGetDatum(consumer);
-	state_begin(&saved);
+	owner_begin(&saved);
 	(void) plans_execute(&take_back, values, NULL);
 	set_heads(subscription, events->streams, events->count, true);
-	state_end(&saved);
+	owner_end(&saved);
 	subscription->has_failures = true;
 	if (state_is_direct(subscription))
 		state_write(subscription, 0);
@@ -608,7 +610,7 @@ reclaim_failed(Subscription *subscription, const int *slots, int nslots, text *l
 	int			dead = 0;
 
 	values[0] = Int32GetDatum(subscription->id);
-	values[1] = state_int32_array(slots, nslots);
+	values[1] = values_int32_array(slots, nslots);
 	values[2] = PointerGetDatum(leaving);
 	nulls[2] = leaving == NULL ? 'n' : ' ';
 	values[3] = Int32GetDatum(subscription->max_attempts);
@@ -616,7 +618,7 @@ reclaim_failed(Subscription *subscription, const int *slots, int nslots, text *l
 	nulls[4] = given_up ? ' ' : 'n';
 	values[5] = BoolGetDatum(all);
 	values[6] = BoolGetDatum(alone);
-	state_begin(&saved);
+	owner_begin(&saved);
 	n = plans_execute(leaving == NULL ? &reclaim : &reclaim_of_leaver, values, nulls);
 	streams = MemoryContextAlloc(context, sizeof(int64) * Max(n, 1));
 	for (uint64 i = 0; i < n; i++)
@@ -644,7 +646,7 @@ reclaim_failed(Subscription *subscription, const int *slots, int nslots, text *l
 		MemoryContextSwitchTo(spi);
 	}
 	set_heads(subscription, streams, (int) n, true);
-	state_end(&saved);
+	owner_end(&saved);
 	if (n > 0 && state_is_direct(subscription))
 		state_write(subscription, 0);
 	return dead;
@@ -708,11 +710,11 @@ failure_take(Subscription *subscription, const int *slots, int nslots, int max_c
 	*alone = false;
 	*retries = palloc(sizeof(Retry) * room);
 	values[0] = Int32GetDatum(subscription->id);
-	values[1] = state_int32_array(slots, nslots);
+	values[1] = values_int32_array(slots, nslots);
 	values[2] = delivered_positions(subscription->id);
 	values[3] = Int64GetDatum(room);
 	values[4] = Int32GetDatum(subscription->max_attempts);
-	state_begin(&saved);
+	owner_begin(&saved);
 	/* nor does a transaction that has one */
 	for (Delivered *item = NULL;
 		 (item = delivered_next(item, subscription->id, DELIVERED_FAILURE)) != NULL;)
@@ -797,13 +799,13 @@ failure_take(Subscription *subscription, const int *slots, int nslots, int max_c
 		for (int i = 0; i < count; i++)
 			positions[i] = (*retries)[i].position;
 		values[0] = Int32GetDatum(subscription->id);
-		values[1] = state_int64_array(positions, count);
+		values[1] = values_int64_array(positions, count);
 		values[2] = state_consumer(consumer);
 		values[3] = TimestampTzGetDatum(consumer->until);
 		values[4] = IntervalPGetDatum(unconstify(Interval *, consumer->lease));
 		(void) plans_execute(&lease, values, NULL);
 	}
-	state_end(&saved);
+	owner_end(&saved);
 	MemoryContextSwitchTo(context);
 	if (!consumer->leases)
 		for (int i = 0; i < count; i++)
@@ -829,10 +831,10 @@ failure_settle(Subscription *subscription, const int64 *positions, int count, in
 	uint64		n;
 
 	values[0] = Int32GetDatum(subscription->id);
-	values[1] = positions == NULL ? Int64GetDatum(up_to) : state_int64_array(positions, count);
+	values[1] = positions == NULL ? Int64GetDatum(up_to) : values_int64_array(positions, count);
 	values[2] = state_consumer(consumer);
 	values[3] = delivered_positions(subscription->id);
-	state_begin(&saved);
+	owner_begin(&saved);
 	n = plans_execute(positions == NULL ? &settle_up_to : &settle, values, NULL);
 	streams = palloc(sizeof(int64) * Max(n, 1));
 	for (uint64 i = 0; i < n; i++)
@@ -856,7 +858,7 @@ failure_settle(Subscription *subscription, const int64 *positions, int count, in
 	}
 	if (!subscription->competing)
 		set_heads(subscription, streams, (int) n, false);
-	state_end(&saved);
+	owner_end(&saved);
 	return (int64) n;
 }
 
@@ -872,11 +874,11 @@ failure_lock_slots(Subscription *subscription, const int64 *positions, int count
 	int			n;
 
 	values[0] = Int32GetDatum(subscription->id);
-	values[1] = positions == NULL ? (Datum) 0 : state_int64_array(positions, count);
+	values[1] = positions == NULL ? (Datum) 0 : values_int64_array(positions, count);
 	values[2] = Int64GetDatum(up_to);
 	values[3] = state_consumer(consumer);
 	values[4] = delivered_positions(subscription->id);
-	state_begin(&saved);
+	owner_begin(&saved);
 	n = (int) plans_execute(&slots_of_positions, values, positions == NULL ? " n   " : NULL);
 	slots = MemoryContextAlloc(context, sizeof(int) * Max(n, 1));
 	for (int i = 0; i < n; i++)
@@ -886,7 +888,7 @@ failure_lock_slots(Subscription *subscription, const int64 *positions, int count
 		slots[i] = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
 											   1, &isnull));
 	}
-	state_end(&saved);
+	owner_end(&saved);
 	for (int i = 0; i < n; i++)
 		(void) state_lock_part(subscription, LOCK_SLOT + slots[i], true);
 	pfree(slots);
@@ -904,13 +906,13 @@ failure_next_due(Subscription *subscription, bool *queued)
 	bool		isnull;
 	Datum		due;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	(void) plans_execute(&next_due, values, NULL);
 	*queued = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
 	due = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 	if (isnull)
 		due = TimestampTzGetDatum(0);
-	state_end(&saved);
+	owner_end(&saved);
 	return DatumGetTimestampTz(due);
 }
 
@@ -920,7 +922,7 @@ failure_set_heads(Subscription *subscription, const int64 *streams, int count)
 {
 	OwnerSwitch saved;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	set_heads(subscription, streams, count, true);
-	state_end(&saved);
+	owner_end(&saved);
 }

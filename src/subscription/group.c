@@ -235,7 +235,7 @@ group_renew(Subscription *subscription, const Consumer *consumer, bool joins,
 	values[1] = PointerGetDatum(consumer->name);
 	values[2] = IntervalPGetDatum(unconstify(Interval *, lease));
 	nulls[2] = lease == NULL ? 'n' : ' ';
-	state_begin(&saved);
+	owner_begin(&saved);
 	is_member = plans_execute(&find_member_row, values, nulls) > 0;
 	if (is_member)
 	{
@@ -263,7 +263,7 @@ group_renew(Subscription *subscription, const Consumer *consumer, bool joins,
 	}
 	if (!fresh && !only_join && (joins || alive))
 		(void) plans_execute(&beat, values, nulls);
-	state_end(&saved);
+	owner_end(&saved);
 	subscription->has_consumers = true;
 	return alive;
 }
@@ -367,7 +367,7 @@ own_slots(Subscription *subscription, const Consumer *consumer, MemoryContext co
 		if (nmine != list[me].nslots)
 		{
 			values[1] = PointerGetDatum(consumer->name);
-			values[2] = state_int32_array(*slots, nmine);
+			values[2] = values_int32_array(*slots, nmine);
 			(void) plans_execute(&set_slots, values, NULL);
 		}
 		else
@@ -405,7 +405,7 @@ group_slots(Subscription *subscription, const Consumer *consumer, int max_count,
 		return 1;
 	}
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	if (consumer->name != NULL)
 	{
 		nwanted = own_slots(subscription, consumer, context, slots);
@@ -432,7 +432,7 @@ group_slots(Subscription *subscription, const Consumer *consumer, int max_count,
 			int			full = 0;
 
 			values[0] = Int32GetDatum(subscription->id);
-			values[1] = state_int32_array(wanted, nwanted);
+			values[1] = values_int32_array(wanted, nwanted);
 			values[2] = Int64GetDatum(subscription->oldest);
 			(void) plans_execute(&full_slots, values, NULL);
 			for (uint64 i = 0; i < SPI_processed && sum < max_count; i++)
@@ -452,7 +452,7 @@ group_slots(Subscription *subscription, const Consumer *consumer, int max_count,
 			nwanted = full;
 		}
 	}
-	state_end(&saved);
+	owner_end(&saved);
 
 	/* those of a name are locked here; the cursor's lock is that of the only slot */
 	for (int i = 0; i < nwanted; i++)
@@ -512,9 +512,9 @@ group_leave(Subscription *subscription, text *consumer)
 
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = PointerGetDatum(consumer);
-	state_begin(&saved);
+	owner_begin(&saved);
 	found = plans_execute(&delete_member, values, NULL) > 0;
-	state_end(&saved);
+	owner_end(&saved);
 	return found;
 }
 
@@ -565,10 +565,10 @@ group_reslot(Subscription *subscription)
 	detail = psprintf("%d to %d", subscription->slots, subscription->wanted_slots);
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = Int32GetDatum(subscription->wanted_slots);
-	state_begin(&saved);
+	owner_begin(&saved);
 	for (int i = 0; i < lengthof(reslot); i++)
 		(void) plans_execute(&reslot[i], values, NULL);
-	state_end(&saved);
+	owner_end(&saved);
 	state_note(subscription, "slots", detail);
 	state_read_again(subscription);
 	return true;

@@ -52,13 +52,13 @@ run(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls)
 	uint64		count;
 	int			result;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	result = SPI_execute_with_args(sql, nargs, types, values, nulls, false, 0);
 	if (result < 0)
 		elog(ERROR, "could not execute a statement of subscriptions: %s",
 			 SPI_result_code_string(result));
 	count = SPI_processed;
-	state_end(&saved);
+	owner_end(&saved);
 	wake_at_end();
 	return count;
 }
@@ -71,13 +71,13 @@ number(const char *sql, Oid *types, Datum *values)
 	bool		isnull;
 	int64		result;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	if (SPI_execute_with_args(sql, 2, types, values, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not execute a statement of subscriptions");
 	result = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	if (isnull)
 		result = 0;
-	state_end(&saved);
+	owner_end(&saved);
 	return result;
 }
 
@@ -191,17 +191,8 @@ manage_checked_position(int64 position)
  * ----------------------------------------------------------------
  */
 
-/* a column of event_store.subscription, and the bounds of its value */
-typedef struct PolicyColumn
-{
-	const char *name;
-	Oid			type;
-	double		low;
-	double		high;			/* of an interval: seconds */
-} PolicyColumn;
-
-/* in the order of the arguments of both functions */
-static const PolicyColumn policy[] = {
+/* columns of event_store.subscription, in the order of the arguments of both functions */
+static const Setting policy[] = {
 	{"max_attempts", INT4OID, 1, 1000000},
 	{"first_delay", INTERVALOID, 0, 366 * 86400.0},
 	{"delay_factor", FLOAT8OID, 1, 1000},
@@ -212,37 +203,6 @@ static const PolicyColumn policy[] = {
 	{"breaker_timeout", INTERVALOID, 0, 366 * 86400.0},
 	{"breaker_probes", INT4OID, 1, 10000},
 };
-
-/* Checks the arguments of a policy, from the first one on; NULL is all right. */
-static void
-check_policy(FunctionCallInfo fcinfo, int first)
-{
-	for (int i = 0; i < lengthof(policy); i++)
-	{
-		double		value;
-
-		if (PG_ARGISNULL(first + i))
-			continue;
-		if (policy[i].type == INT4OID)
-			value = PG_GETARG_INT32(first + i);
-		else if (policy[i].type == FLOAT8OID)
-			value = PG_GETARG_FLOAT8(first + i);
-		else
-		{
-			const Interval *interval = PG_GETARG_INTERVAL_P(first + i);
-
-			value = interval->time / (double) USECS_PER_SEC + interval->day * 86400.0 +
-				interval->month * 30 * 86400.0;
-		}
-		if (!(value >= policy[i].low && value <= policy[i].high))
-			ereport(ERROR,
-					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-					 errmsg("%s is out of range", policy[i].name),
-					 policy[i].type == INTERVALOID ?
-					 errdetail("It can be %g to %g seconds.", policy[i].low, policy[i].high) :
-					 errdetail("It can be %g to %g.", policy[i].low, policy[i].high)));
-	}
-}
 
 static void
 check_slots(int slots, bool competing)
@@ -338,7 +298,7 @@ event_store_create_subscription(PG_FUNCTION_ARGS)
 					 errmsg("only a competing subscription has priorities")));
 		input_check_name("priority_key", VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
 	}
-	check_policy(fcinfo, CS_POLICY);
+	input_check_settings(fcinfo, CS_POLICY, policy, lengthof(policy));
 	if (!PG_ARGISNULL(CS_START_TIME))
 	{
 		if (!PG_ARGISNULL(CS_START_AFTER) && PG_GETARG_INT64(CS_START_AFTER) != 0)
@@ -411,7 +371,7 @@ event_store_alter_subscription(PG_FUNCTION_ARGS)
 	manage_check_filter(fcinfo, AS_CATEGORIES, "categories", true);
 	manage_check_filter(fcinfo, AS_TYPES, "types", true);
 	check_pattern(fcinfo, AS_PATTERN, true);
-	check_policy(fcinfo, AS_POLICY);
+	input_check_settings(fcinfo, AS_POLICY, policy, lengthof(policy));
 	initStringInfo(&detail);
 	for (int i = 0; i < AS_POLICY + lengthof(policy); i++)
 	{
@@ -447,7 +407,7 @@ Datum
 event_store_drop_subscription(PG_FUNCTION_ARGS)
 {
 	static const char *const tables[] = {
-		"subscription_cursor", "subscription_batch", "subscription_failure",
+		"subscription_cursor", "subscription_no_replay", "subscription_batch", "subscription_failure",
 		"subscription_consumer", "subscription_fault", "subscription_breaker",
 		"subscription_change"
 	};
@@ -551,15 +511,9 @@ event_store_rewind_subscription(PG_FUNCTION_ARGS)
 	passed = subscription.checkpoint;
 	if (subscription.ndecided > 0)
 		passed = Max(passed, subscription.decided[subscription.ndecided - 1]);
+	replay_note_rewind(&subscription, passed, position);
 	if (subscription.has_batches)
 	{
-		int64		first = number("SELECT min(b.first_position) FROM event_store.subscription_batch AS b"
-								   " WHERE b.subscription_id = $1 AND b.consumer IS NULL"
-								   " AND $2 IS NOT NULL", types, values);
-
-		/* what nobody was given is no replay, nor what may lie behind it */
-		if (first > 0)
-			passed = Min(passed, first - 1);
 		/* what is in front of the new checkpoint stays where it is */
 		subscription.taken -=
 			number("SELECT coalesce(sum(x.n), 0)::int8 FROM (SELECT"
@@ -578,7 +532,6 @@ event_store_rewind_subscription(PG_FUNCTION_ARGS)
 		subscription.taken -=
 			run("DELETE FROM event_store.subscription_failure AS f"
 				" WHERE f.subscription_id = $1 AND f.position > $2", 2, types, values, NULL);
-	subscription.replay_until = Max(subscription.replay_until, passed);
 	subscription.checkpoint = position;
 	subscription.ndecided = 0;
 	subscription.oldest = 0;
@@ -623,7 +576,7 @@ settle_dead_letters(FunctionCallInfo fcinfo, const char *sql, int position_at, c
 		values[1 + i] = PG_GETARG_DATUM(position_at + i);
 		nulls[1 + i] = PG_ARGISNULL(position_at + i) ? 'n' : ' ';
 	}
-	state_begin(&saved);
+	owner_begin(&saved);
 	if (SPI_execute_with_args(sql, 3, types, values, nulls, false, 0) < 0)
 		elog(ERROR, "could not settle dead letters");
 	count = SPI_processed;
@@ -635,7 +588,7 @@ settle_dead_letters(FunctionCallInfo fcinfo, const char *sql, int position_at, c
 		streams[i] = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
 												 1, &isnull));
 	}
-	state_end(&saved);
+	owner_end(&saved);
 	if (count == 0)
 		return 0;
 	failure_set_heads(&subscription, streams, (int) count);
@@ -714,6 +667,10 @@ recorded_at(int64 position)
 /*
  * How many events are open, counted up to a limit, and how old the first is:
  * those that are dealt, leased or have failed, and those in the log.
+ *
+ * Events are read as the owner here: nothing of them is shown but their number, and
+ * when the first was recorded, to who may see the subscription; and nothing of
+ * anybody's is run on them (the filter is names, and a pattern for LIKE).
  */
 Datum
 event_store_subscription_lag(PG_FUNCTION_ARGS)
@@ -741,8 +698,9 @@ event_store_subscription_lag(PG_FUNCTION_ARGS)
 	int64		count = 0;
 	int64		first = 0;
 	TimestampTz oldest = DT_NOEND;
+	OwnerSwitch owner;
 
-	catalog_require_read(catalog_store());
+	catalog_require_sight(catalog_store());
 	name = state_name_argument(fcinfo, 0);
 	if (!PG_ARGISNULL(1))
 		max_count = PG_GETARG_INT64(1);
@@ -754,18 +712,19 @@ event_store_subscription_lag(PG_FUNCTION_ARGS)
 		elog(ERROR, "return type must be a row type");
 	desc = BlessTupleDesc(desc);
 	(void) state_read(name, STATE_LOOK, &subscription);
+	owner_become(&owner);
 	if (subscription.has_batches || subscription.has_failures)
 	{
 		arguments[0] = Int32GetDatum(subscription.id);
 		arguments[1] = Int64GetDatum(subscription.oldest);
-		state_begin(&saved);
+		owner_begin(&saved);
 		if (SPI_execute_with_args(sql, 2, types, arguments, NULL, false, 0) != SPI_OK_SELECT)
 			elog(ERROR, "could not count the events of a subscription");
 		count = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 		first = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
 		if (isnull)
 			first = 0;
-		state_end(&saved);
+		owner_end(&saved);
 		if (first > 0)
 			oldest = recorded_at(first);
 	}
@@ -779,6 +738,7 @@ event_store_subscription_lag(PG_FUNCTION_ARGS)
 		count++;
 	}
 	(void) subscription_scan_close(scan);
+	owner_return(&owner);
 	result[0] = Int64GetDatum(Min(count, max_count));
 	result[1] = TimestampTzGetDatum(oldest);
 	result_nulls[1] = oldest == DT_NOEND;

@@ -140,7 +140,7 @@ put_events(Request *request, Subscription *subscription, const Delivery *events,
 		while (events[i].position < position)
 			i++;
 		values[DE_ATTEMPT] = Int32GetDatum(events[i].attempt);
-		values[DE_IS_REPLAY] = BoolGetDatum(position <= subscription->replay_until);
+		values[DE_IS_REPLAY] = BoolGetDatum(replay_is(subscription, position));
 		tuplestore_putvalues(request->result->setResult, request->result->setDesc, values, nulls);
 	}
 	reader_close(reader);
@@ -216,7 +216,7 @@ deliver_dealt(Request *request, Subscription *subscription, const int *slots, in
 		{
 			if (!consumer->at_once)
 				batch_drop_parked(subscription, &parked, consumer);
-			failure_park(subscription, &parked, NULL, false);
+			failure_park(subscription, &parked, NULL, PARKED_UNSEEN);
 		}
 		if (consumer->at_once)
 			breaker_succeeded(subscription, count);
@@ -267,7 +267,7 @@ deliver_log(Request *request, Subscription *subscription)
 			continue;
 		}
 		last = position;
-		values[DE_IS_REPLAY] = BoolGetDatum(position <= subscription->replay_until);
+		values[DE_IS_REPLAY] = BoolGetDatum(replay_is(subscription, position));
 		tuplestore_putvalues(request->result->setResult, request->result->setDesc, values, nulls);
 		if (consumer->leases)
 			events_add(&taken, position, stream);
@@ -279,7 +279,7 @@ deliver_log(Request *request, Subscription *subscription)
 	if (at_once && last > 0)
 	{
 		batch_lease(subscription, &taken, consumer);
-		failure_park(subscription, &parked, NULL, false);
+		failure_park(subscription, &parked, NULL, PARKED_UNSEEN);
 		subscription->checkpoint = last;
 		while (subscription->ndecided > 0 && subscription->decided[0] < last)
 		{
@@ -296,7 +296,7 @@ deliver_log(Request *request, Subscription *subscription)
 	if (parked.count > 0)
 	{
 		(void) ack_decide(subscription, parked.positions, parked.count, 0, false);
-		failure_park(subscription, &parked, NULL, false);
+		failure_park(subscription, &parked, NULL, PARKED_UNSEEN);
 	}
 	if (count > 0 && !subscription->has_failures)
 		delivered_read(subscription, after, last, count);
@@ -654,14 +654,14 @@ give_up(int32 id)
 	int			dead;
 	List	   *silences = NIL;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	if (plans_execute(&name_of_id, values, NULL) > 0)
 	{
 		MemoryContextSwitchTo(context);
 		name = DatumGetTextPCopy(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
 											   &isnull));
 	}
-	state_end(&saved);
+	owner_end(&saved);
 	if (name == NULL || !state_read(name, STATE_LOCK, &subscription) || subscription.id != id)
 		return;
 	wake_at_end();
@@ -746,17 +746,13 @@ consumer_died(int code, Datum arg)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (catalog_store_exists())
 	{
-		Oid			user;
-		int			context;
+		OwnerSwitch saved_user;
 
 		/* whoever polled had the right to read them */
-		GetUserIdAndSecContext(&user, &context);
-		SetUserIdAndSecContext(catalog_owner(catalog_store()),
-							   context | SECURITY_LOCAL_USERID_CHANGE |
-							   SECURITY_RESTRICTED_OPERATION);
+		owner_become(&saved_user);
 		foreach(cell, ids)
 			give_up(lfirst_int(cell));
-		SetUserIdAndSecContext(user, context);
+		owner_return(&saved_user);
 	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();

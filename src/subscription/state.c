@@ -15,24 +15,17 @@
  * ExclusiveLock.  They are taken before what they protect is read, so whoever
  * has waited for a change goes by it.
  *
- * The tables belong to the owner of the store.  Who may call a function may do
- * what it does: statements on these tables are run as the owner, and nothing of
- * the caller's is run as such.  Events are read as the caller.
+ * Statements on the tables are run as the owner of the store (common/owner.c);
+ * events are read as the caller.
  */
 #include "postgres.h"
 
-#include <math.h>
-
 #include "access/xact.h"
 #include "catalog/pg_type_d.h"
-#include "miscadmin.h"
 #include "storage/lock.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
-#include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 
 #include "common/catalog.h"
 #include "common/compat.h"
@@ -47,9 +40,6 @@
 
 /* each so many versions of a cursor the earlier ones are deleted */
 #define CLEAN_EVERY		64
-
-/* seconds that a rate looks back */
-#define RATE_WINDOW		60.0
 
 static Statement find_id = {
 	"SELECT s.id, s.mode = 'ordered' AND s.slots = 1"
@@ -108,28 +98,6 @@ static struct
 }			last_subscription;
 
 /* ----------------------------------------------------------------
- * Statements as the owner
- * ----------------------------------------------------------------
- */
-
-void
-state_begin(OwnerSwitch *saved)
-{
-	GetUserIdAndSecContext(&saved->user, &saved->context);
-	SetUserIdAndSecContext(catalog_owner(catalog_store()),
-						   saved->context | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_RESTRICTED_OPERATION);
-	saved->guc_level = plans_connect();
-}
-
-void
-state_end(OwnerSwitch *saved)
-{
-	plans_finish(saved->guc_level);
-	SetUserIdAndSecContext(saved->user, saved->context);
-}
-
-/* ----------------------------------------------------------------
  * Values
  * ----------------------------------------------------------------
  */
@@ -138,81 +106,14 @@ state_end(OwnerSwitch *saved)
 text *
 state_name_argument(FunctionCallInfo fcinfo, int n)
 {
-	text	   *name;
-
-	if (PG_ARGISNULL(n))
-		ereport(ERROR,
-				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-				 errmsg("name of a subscription must not be NULL")));
-	name = PG_GETARG_TEXT_PP(n);
-	input_check_name("name of a subscription", VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name));
-	return name;
-}
-
-/* The names of an array of ours, which has no NULL, in the current context. */
-NameList
-state_name_list(Datum array)
-{
-	NameList	list;
-	Datum	   *elements;
-	bool	   *nulls;
-
-	deconstruct_array(DatumGetArrayTypePCopy(array), TEXTOID, -1, false, TYPALIGN_INT,
-					  &elements, &nulls, &list.count);
-	list.names = palloc(sizeof(text *) * Max(list.count, 1));
-	for (int i = 0; i < list.count; i++)
-		list.names[i] = DatumGetTextPP(elements[i]);
-	return list;
-}
-
-Datum
-state_int64_array(const int64 *elements, int count)
-{
-	Datum	   *values = palloc(sizeof(Datum) * Max(count, 1));
-	ArrayType  *array;
-
-	for (int i = 0; i < count; i++)
-		values[i] = Int64GetDatum(elements[i]);
-	array = construct_array(values, count, INT8OID, sizeof(int64), FLOAT8PASSBYVAL,
-							TYPALIGN_DOUBLE);
-	pfree(values);
-	return PointerGetDatum(array);
-}
-
-Datum
-state_int32_array(const int *elements, int count)
-{
-	Datum	   *values = palloc(sizeof(Datum) * Max(count, 1));
-	ArrayType  *array;
-
-	for (int i = 0; i < count; i++)
-		values[i] = Int32GetDatum(elements[i]);
-	array = construct_array(values, count, INT4OID, sizeof(int32), true, TYPALIGN_INT);
-	pfree(values);
-	return PointerGetDatum(array);
-}
-
-/* The elements of an array of ours, which has no NULL, in the current context. */
-int64 *
-state_array_int64(Datum array, int *count)
-{
-	ArrayType  *copy = DatumGetArrayTypePCopy(array);
-
-	*count = ARR_NDIM(copy) == 1 ? ARR_DIMS(copy)[0] : 0;
-	return (int64 *) ARR_DATA_PTR(copy);
-}
-
-Datum
-state_text(const char *value)
-{
-	return PointerGetDatum(cstring_to_text(value));
+	return input_name_argument(fcinfo, n, "name of a subscription");
 }
 
 /* The name of a consumer as rows have it; those without one share the empty one. */
 Datum
 state_consumer(const Consumer *consumer)
 {
-	return consumer->name != NULL ? PointerGetDatum(consumer->name) : state_text("");
+	return consumer->name != NULL ? PointerGetDatum(consumer->name) : values_text("");
 }
 
 int
@@ -487,10 +388,10 @@ read_result(Subscription *subscription, MemoryContext context)
 	subscription->priority_key = isnull ? NULL : DatumGetTextPCopy(value);
 	NEXT;
 	if ((subscription->by_category = !isnull))
-		subscription->categories = state_name_list(value);
+		subscription->categories = values_name_list(value);
 	NEXT;
 	if ((subscription->by_type = !isnull))
-		subscription->types = state_name_list(value);
+		subscription->types = values_name_list(value);
 	NEXT;
 	subscription->pattern = isnull ? NULL : DatumGetTextPCopy(value);
 	subscription->max_attempts = DatumGetInt32(NEXT);
@@ -521,7 +422,7 @@ read_result(Subscription *subscription, MemoryContext context)
 	subscription->rate = DatumGetFloat8(NEXT);
 	subscription->poll_size = DatumGetInt32(NEXT);
 	NEXT;
-	subscription->decided = state_array_int64(value, &subscription->ndecided);
+	subscription->decided = values_read_int64(value, &subscription->ndecided);
 	subscription->has_batches = DatumGetBool(NEXT);
 	subscription->has_over = DatumGetBool(NEXT);
 	subscription->has_failures = DatumGetBool(NEXT);
@@ -578,14 +479,8 @@ check_snapshot(Subscription *subscription)
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("a competing subscription, or one with several slots, cannot be worked on in REPEATABLE READ or SERIALIZABLE"),
 				 errhint("Use READ COMMITTED.")));
-	PushActiveSnapshot(GetLatestSnapshot());
-	if (newest_version.plan == NULL)
-		(void) plans_execute(&newest_version, values, NULL);
-	if (SPI_execute_plan(newest_version.plan, values, NULL, true, 0) != SPI_OK_SELECT)
-		elog(ERROR, "could not read the version of a subscription");
-	newest = SPI_processed == 0 ? -1 :
+	newest = plans_execute_as_of_now(&newest_version, values) == 0 ? -1 :
 		DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	PopActiveSnapshot();
 	if (newest != subscription->version)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
@@ -608,13 +503,13 @@ state_read(text *name, StateLock lock, Subscription *subscription)
 	bool		got = true;
 	OwnerSwitch saved;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	if (lock == STATE_LOOK)
 	{
 		if (plans_execute(&read_row, values, NULL) == 0)
 			no_subscription(name);
 		read_result(subscription, context);
-		state_end(&saved);
+		owner_end(&saved);
 		return true;
 	}
 
@@ -667,7 +562,7 @@ state_read(text *name, StateLock lock, Subscription *subscription)
 	}
 	if (got && IsolationUsesXactSnapshot())
 		check_snapshot(subscription);
-	state_end(&saved);
+	owner_end(&saved);
 	return got;
 }
 
@@ -683,11 +578,11 @@ state_read_again(Subscription *subscription)
 	Datum		values[1] = {PointerGetDatum(name)};
 	OwnerSwitch saved;
 
-	state_begin(&saved);
+	owner_begin(&saved);
 	if (plans_execute(&read_row, values, NULL) == 0)
 		no_subscription(name);
 	read_result(subscription, context);
-	state_end(&saved);
+	owner_end(&saved);
 }
 
 /*
@@ -703,17 +598,15 @@ state_write(Subscription *subscription, int64 taken)
 	if (taken > 0)
 	{
 		TimestampTz now = GetCurrentTimestamp();
-		double		seconds = Max((double) (now - subscription->taken_at) / USECS_PER_SEC, 0.0);
 
-		subscription->rate = subscription->rate * exp(-seconds / RATE_WINDOW) +
-			taken / RATE_WINDOW;
+		subscription->rate = values_rate(subscription->rate, subscription->taken_at, now, taken);
 		subscription->taken += taken;
 		subscription->taken_at = now;
 	}
 	values[0] = Int32GetDatum(subscription->id);
 	values[1] = Int64GetDatum(subscription->version);
 	values[2] = Int64GetDatum(subscription->checkpoint);
-	values[3] = state_int64_array(subscription->decided, subscription->ndecided);
+	values[3] = values_int64_array(subscription->decided, subscription->ndecided);
 	values[4] = Int64GetDatum(subscription->replay_until);
 	values[5] = Int64GetDatum(subscription->oldest);
 	values[6] = Int64GetDatum(subscription->taken);
@@ -727,9 +620,9 @@ state_write(Subscription *subscription, int64 taken)
 	{
 		OwnerSwitch saved;
 
-		state_begin(&saved);
+		owner_begin(&saved);
 		(void) plans_execute(&clean, values, NULL);
-		state_end(&saved);
+		owner_end(&saved);
 	}
 }
 
@@ -741,9 +634,9 @@ state_note(const Subscription *subscription, const char *change, const char *det
 	OwnerSwitch saved;
 
 	values[0] = Int32GetDatum(subscription->id);
-	values[1] = state_text(change);
-	values[2] = detail == NULL ? (Datum) 0 : state_text(detail);
-	state_begin(&saved);
+	values[1] = values_text(change);
+	values[2] = detail == NULL ? (Datum) 0 : values_text(detail);
+	owner_begin(&saved);
 	(void) plans_execute(&note, values, detail == NULL ? "  n" : NULL);
-	state_end(&saved);
+	owner_end(&saved);
 }

@@ -8,7 +8,9 @@
 #include "fmgr.h"
 #include "utils/timestamp.h"
 
+#include "common/owner.h"
 #include "common/plans.h"
+#include "common/values.h"
 #include "stream/read.h"
 
 /* positions decided behind an open event that are kept in a list */
@@ -59,7 +61,7 @@ typedef struct Subscription
 	/* the cursor: where it stands in the log */
 	int64		version;
 	int64		checkpoint;		/* all events up to here are decided, or taken */
-	int64		replay_until;	/* deliveries up to here are replays */
+	int64		replay_until;	/* deliveries up to here are replays, but for some */
 	int64		oldest;			/* rows of subscription_batch begin here or later */
 	int64		taken;
 	TimestampTz taken_at;
@@ -73,6 +75,12 @@ typedef struct Subscription
 	bool		has_over;		/* leases that are over */
 	bool		has_failures;
 	bool		has_consumers;
+
+	/* replay.c: of the positions from one to another, these are no replays */
+	int64		no_replay_from;
+	int64		no_replay_to;
+	int			nno_replay;
+	int64	   *no_replay;
 } Subscription;
 
 /* events: their positions, ascending, and the stream of each */
@@ -98,13 +106,6 @@ typedef struct Consumer
  * state.c: the rows of subscriptions, and their locks
  * ----------------------------------------------------------------
  */
-typedef struct OwnerSwitch
-{
-	Oid			user;
-	int			context;
-	int			guc_level;
-} OwnerSwitch;
-
 /* how a subscription is read */
 typedef enum StateLock
 {
@@ -122,8 +123,6 @@ typedef enum StateLock
 #define LOCK_SLOT		16
 #define LOCK_NAME		0x80000000	/* with the hash of a consumer's name */
 
-extern void state_begin(OwnerSwitch *saved);
-extern void state_end(OwnerSwitch *saved);
 extern text *state_name_argument(FunctionCallInfo fcinfo, int n);
 extern bool state_read(text *name, StateLock lock, Subscription *subscription);
 extern void state_read_again(Subscription *subscription);
@@ -147,11 +146,6 @@ extern void state_note(const Subscription *subscription, const char *change,
 extern int	state_compare_positions(const void *a, const void *b);
 extern bool state_is_decided(const Subscription *subscription, int64 position);
 extern int	state_slot_of(const Subscription *subscription, int64 stream_id);
-extern Datum state_int64_array(const int64 *elements, int count);
-extern Datum state_int32_array(const int *elements, int count);
-extern int64 *state_array_int64(Datum array, int *count);
-extern NameList state_name_list(Datum array);
-extern Datum state_text(const char *value);
 extern Datum state_consumer(const Consumer *consumer);
 extern void events_add(EventList *list, int64 position, int64 stream);
 extern bool positions_contain(const int64 *positions, int count, int64 position);
@@ -267,8 +261,16 @@ typedef struct Retry
 
 extern void failure_begin(Subscription *subscription);
 extern bool failure_blocks(Subscription *subscription, int64 stream);
+/* what has become so far of an event that is put behind another */
+typedef enum ParkedEvent
+{
+	PARKED_UNSEEN,				/* nobody has been given it */
+	PARKED_SEEN,
+	PARKED_IN_HAND				/* this transaction has been given it */
+} ParkedEvent;
+
 extern void failure_park(Subscription *subscription, const EventList *events,
-						 const Consumer *holder, bool in_hand);
+						 const Consumer *holder, ParkedEvent parked);
 extern bool failure_add(Subscription *subscription, int64 position, int64 stream,
 						const char *error, const Interval *retry_after,
 						const Consumer *consumer);
@@ -289,6 +291,13 @@ extern void failure_lock_slots(Subscription *subscription, const int64 *position
 extern TimestampTz failure_next_due(Subscription *subscription, bool *queued);
 extern void failure_set_heads(Subscription *subscription, const int64 *streams, int count);
 extern int	failure_give_up(Subscription *subscription, int others, int *dead);
+
+/* ----------------------------------------------------------------
+ * replay.c: which deliveries are replays
+ * ----------------------------------------------------------------
+ */
+extern bool replay_is(Subscription *subscription, int64 position);
+extern void replay_note_rewind(Subscription *subscription, int64 passed, int64 position);
 
 /* ----------------------------------------------------------------
  * group.c: consumers and the slots that they own

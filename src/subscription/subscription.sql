@@ -74,13 +74,27 @@ COMMENT ON COLUMN event_store.subscription_cursor.subscription_id IS 'event_stor
 COMMENT ON COLUMN event_store.subscription_cursor.version IS 'rises with each change; rows of earlier ones are deleted now and then';
 COMMENT ON COLUMN event_store.subscription_cursor.checkpoint IS 'up to here all events are done, or stand in subscription_batch or subscription_failure';
 COMMENT ON COLUMN event_store.subscription_cursor.decided IS 'and these positions behind the first that is not, ascending';
-COMMENT ON COLUMN event_store.subscription_cursor.replay_until IS 'deliveries up to here are replays';
+COMMENT ON COLUMN event_store.subscription_cursor.replay_until IS 'deliveries up to here are replays, but for those of subscription_no_replay';
 COMMENT ON COLUMN event_store.subscription_cursor.oldest IS 'rows of subscription_batch begin here or later: nobody needs to pass over those that were';
 COMMENT ON COLUMN event_store.subscription_cursor.taken IS 'events that the checkpoint has passed so far, again after a rewind too';
 COMMENT ON COLUMN event_store.subscription_cursor.taken_at IS 'when it last passed one';
 COMMENT ON COLUMN event_store.subscription_cursor.rate IS 'how many a second it passed about then: the mean of the last minute, roughly';
 COMMENT ON COLUMN event_store.subscription_cursor.poll_size IS 'how many events the poll wanted for which some were dealt last; 0: none were yet';
 SELECT pg_extension_config_dump('event_store.subscription_cursor', '');
+
+CREATE TABLE event_store.subscription_no_replay (
+	subscription_id	int NOT NULL,
+	last_position	bigint NOT NULL,
+	positions		bigint[] NOT NULL
+);
+CREATE INDEX subscription_no_replay_position ON event_store.subscription_no_replay
+	(subscription_id, last_position);
+ALTER TABLE event_store.subscription_no_replay OWNER TO @extowner@;
+COMMENT ON TABLE event_store.subscription_no_replay IS 'events up to replay_until whose deliveries are no replays all the same: nobody had been given them when the subscription was rewound, or it was not rewound so far';
+COMMENT ON COLUMN event_store.subscription_no_replay.subscription_id IS 'event_store.subscription.id';
+COMMENT ON COLUMN event_store.subscription_no_replay.last_position IS 'the highest of positions';
+COMMENT ON COLUMN event_store.subscription_no_replay.positions IS 'of the events, ascending';
+SELECT pg_extension_config_dump('event_store.subscription_no_replay', '');
 
 CREATE TABLE event_store.subscription_batch (
 	subscription_id	int NOT NULL,
@@ -110,7 +124,7 @@ COMMENT ON COLUMN event_store.subscription_batch.last_position IS 'the highest o
 COMMENT ON COLUMN event_store.subscription_batch.positions IS 'of the events, ascending';
 COMMENT ON COLUMN event_store.subscription_batch.streams IS 'the stream of each: event_store.stream.id';
 COMMENT ON COLUMN event_store.subscription_batch.consumer IS 'who has them under a lease; NULL: nobody';
-COMMENT ON COLUMN event_store.subscription_batch.delivered_at IS 'since when';
+COMMENT ON COLUMN event_store.subscription_batch.delivered_at IS 'since when; without a consumer: when they were passed over by acknowledgements; NULL: nobody has been given them yet, as far as is known';
 COMMENT ON COLUMN event_store.subscription_batch.lease IS 'for how long, from when it is last heard that the consumer is at it';
 COMMENT ON COLUMN event_store.subscription_batch.leased_until IS 'until then';
 SELECT pg_extension_config_dump('event_store.subscription_batch', '');
@@ -132,6 +146,7 @@ CREATE TABLE event_store.subscription_failure (
 	failed_by		text,
 	first_failed_at	timestamptz,
 	failed_at		timestamptz,
+	delivered		boolean NOT NULL DEFAULT true,
 	CONSTRAINT subscription_failure_pkey PRIMARY KEY (subscription_id, position)
 );
 CREATE INDEX subscription_failure_stream ON event_store.subscription_failure
@@ -158,6 +173,7 @@ COMMENT ON COLUMN event_store.subscription_failure.error IS 'of the last failure
 COMMENT ON COLUMN event_store.subscription_failure.failed_by IS 'the consumer of the last failure';
 COMMENT ON COLUMN event_store.subscription_failure.first_failed_at IS 'when it failed first';
 COMMENT ON COLUMN event_store.subscription_failure.failed_at IS 'when it failed last';
+COMMENT ON COLUMN event_store.subscription_failure.delivered IS 'whether anybody has been given it yet, as far as is known';
 SELECT pg_extension_config_dump('event_store.subscription_failure', '');
 
 CREATE TABLE event_store.subscription_consumer (
@@ -273,7 +289,7 @@ COMMENT ON COLUMN event_store.delivered_event.causation_id IS 'id of the event o
 COMMENT ON COLUMN event_store.delivered_event.data IS 'the payload: any JSON value';
 COMMENT ON COLUMN event_store.delivered_event.metadata IS 'what the payload does not say: a JSON object';
 COMMENT ON COLUMN event_store.delivered_event.attempt IS 'which delivery this is, as far as is known: 1 for the first';
-COMMENT ON COLUMN event_store.delivered_event.is_replay IS 'whether the event had been passed before the subscription was rewound';
+COMMENT ON COLUMN event_store.delivered_event.is_replay IS 'whether the event had been delivered, or passed over, before the subscription was rewound to before it';
 
 CREATE FUNCTION event_store.create_subscription(
 	name text,
@@ -360,7 +376,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_rewind_su
 REVOKE ALL ON FUNCTION event_store.rewind_subscription(text, bigint, timestamptz) FROM PUBLIC;
 ALTER FUNCTION event_store.rewind_subscription(text, bigint, timestamptz) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.rewind_subscription(text, bigint, timestamptz) IS
-'rewind_subscription(name, to_position = NULL, to_time = NULL) -> bigint: sets the checkpoint of a subscription back, or ahead: after to_position, before the first event recorded at to_time or later, or to the beginning. Returns the new checkpoint. Events that it had passed before come with is_replay = true. What is out under a lease is out no more; failures and dead letters behind the new checkpoint are forgotten. Waits for transactions that have polled. Raises VE002 for both, or for a position beyond the settled mark, VE008 if there is no such subscription.';
+'rewind_subscription(name, to_position = NULL, to_time = NULL) -> bigint: sets the checkpoint of a subscription back, or ahead: after to_position, before the first event recorded at to_time or later, or to the beginning. Returns the new checkpoint. Events that it had delivered before, or passed over (by an acknowledgement, or by a rewind ahead), come with is_replay = true; a delivery without a lease that was not acknowledged leaves no trace, and does not count. What is out under a lease is out no more; failures and dead letters behind the new checkpoint are forgotten. Waits for transactions that have polled. Raises VE002 for both, or for a position beyond the settled mark, VE008 if there is no such subscription.';
 
 CREATE FUNCTION event_store.poll(
 	subscription text,
@@ -456,7 +472,7 @@ CREATE FUNCTION event_store.subscription_lag(
 LANGUAGE c STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_subscription_lag';
 ALTER FUNCTION event_store.subscription_lag(text, bigint) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.subscription_lag(text, bigint) IS
-'subscription_lag(subscription, max_count = 10000) -> (open_events, oldest_recorded_at): how many events up to the settled mark a subscription has not done, dead letters and what is parked behind them included, counted up to max_count, and when the first of them was recorded. Raises VE002 for a max_count that is not positive, VE008 if there is no such subscription.';
+'subscription_lag(subscription, max_count = 10000) -> (open_events, oldest_recorded_at): how many events up to the settled mark a subscription has not done, dead letters and what is parked behind them included, counted up to max_count, and when the first of them was recorded. Needs SELECT on the view subscriptions, or on events. Raises VE002 for a max_count that is not positive, VE008 if there is no such subscription.';
 
 CREATE FUNCTION event_store.dead_letters(
 	subscription text,

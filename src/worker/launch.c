@@ -51,6 +51,7 @@
 #include "common/compat.h"
 #include "common/errors.h"
 #include "common/guc.h"
+#include "common/locks.h"
 #include "notification/notification.h"
 #include "worker/worker.h"
 
@@ -78,6 +79,15 @@ describe(BackgroundWorker *worker, const char *function, const char *name)
 	strlcpy(worker->bgw_function_name, function, BGW_MAXLEN);
 	strlcpy(worker->bgw_name, name, BGW_MAXLEN);
 	strlcpy(worker->bgw_type, name, BGW_MAXLEN);
+}
+
+static void
+wait_a_moment(void)
+{
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 LOOK_MS, PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
 }
 
 /*
@@ -133,11 +143,27 @@ register_worker(int restart_time)
 					(errcode(ERRCODE_VE_NO_WORKER),
 					 errmsg("the worker has ended at once"),
 					 errhint("The server's log may say why.")));
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 LOOK_MS, PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
+		wait_a_moment();
 	}
+}
+
+/*
+ * Starts one if there is none.  One call after the other: of two workers that are
+ * on their way one would take the place of the other as soon as that is stopped.
+ */
+static bool
+start_one(int restart_time)
+{
+	LOCKTAG		tag;
+	bool		is_new;
+
+	locks_set_tag(&tag, LOCK_CLASS_NOTIFIER, 1);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	is_new = !wake_notifier_is_here();
+	if (is_new)
+		register_worker(restart_time);
+	(void) LockRelease(&tag, ExclusiveLock, false);
+	return is_new;
 }
 
 Datum
@@ -157,10 +183,7 @@ event_store_start_worker(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_VE_NO_WORKER),
 				 errmsg("the worker would not see the store"),
 				 errhint("Commit the transaction that has made it first.")));
-	if (wake_notifier_is_here())
-		PG_RETURN_BOOL(false);
-	register_worker(RESTART_SECONDS);
-	PG_RETURN_BOOL(true);
+	PG_RETURN_BOOL(start_one(RESTART_SECONDS));
 }
 
 Datum
@@ -186,11 +209,11 @@ event_store_stop_worker(PG_FUNCTION_ARGS)
 			pid = now;
 			found = true;
 		}
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 LOOK_MS, PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
+		wait_a_moment();
 	}
+	/* whoever has seen it takes it for the notifier as long as the process is there */
+	while (pid != 0 && kill(pid, 0) == 0)
+		wait_a_moment();
 	PG_RETURN_BOOL(found);
 }
 
@@ -212,8 +235,7 @@ event_store_starter_main(Datum arg)
 				(errcode(ERRCODE_VE_NO_WORKER),
 				 errmsg("database \"%s\" has no event store", MyBgworkerEntry->bgw_extra),
 				 errhint("CREATE EXTENSION event_store there, or take the database out of event_store.worker_databases.")));
-	if (!wake_notifier_is_here())
-		register_worker(BGW_NEVER_RESTART);
+	(void) start_one(BGW_NEVER_RESTART);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	proc_exit(0);

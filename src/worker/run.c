@@ -50,6 +50,9 @@
 /* between two notifications */
 #define PAUSE			INT64CONST(1000)
 
+/* between two notes of how far they have come */
+#define NOTE_PAUSE		(1000 * INT64CONST(1000))
+
 /* between looks for what nobody wakes the worker for */
 #define LOOK_INTERVAL	(guc_look_interval * INT64CONST(1000))
 
@@ -125,9 +128,12 @@ store_is_ours(void)
 		catalog_owner(catalog_store()) == GetSessionUserId();
 }
 
-/* Notifies of what has become settled; returns where to go on. */
+/*
+ * Notifies of what has become settled; returns where to go on.  What came before
+ * this worker is told at once, whatever there is.
+ */
 static int64
-notify(int64 position, bool *more)
+notify(int64 position, bool is_first, bool *more)
 {
 	int64		reached;
 
@@ -138,7 +144,7 @@ notify(int64 position, bool *more)
 	if (guc_notify == NOTIFY_OFF)
 		return settled_mark();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	reached = relay_send(position, more);
+	reached = relay_send(position, is_first ? RELAY_BACK : RELAY_PIECE, more);
 	PopActiveSnapshot();
 	return reached;
 }
@@ -179,10 +185,12 @@ run_a_task(void)
 	pgstat_report_activity(STATE_RUNNING, "running tasks");
 	if (store_is_ours())
 	{
-		ran = task_run_next(GetCurrentTimestamp(), true);
+		TimestampTz next_run;
+
+		ran = task_run_next(GetCurrentTimestamp(), true, &next_run);
 		/* tasks that are new, or were altered, are found at the next look */
 		if (!ran)
-			next = Max(Min(next, task_next_run()), GetCurrentTimestamp() + TASK_PAUSE);
+			next = Max(Min(next, next_run), GetCurrentTimestamp() + TASK_PAUSE);
 	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();
@@ -293,11 +301,14 @@ run_errands(const uint64 *keys, int count)
 static void
 work(int64 notified)
 {
+	int64		noted = notified;	/* so far, for another worker to go on from */
+	TimestampTz noted_at = 0;
 	TimestampTz notified_at = 0;
 	TimestampTz next_look = 0;
 	TimestampTz next_task = 0;
 	TimestampTz next_work = 0;
 	bool		more = false;
+	bool		is_first = true;
 	bool		events = true;	/* have come since the last work on them */
 
 	for (;;)
@@ -334,12 +345,23 @@ work(int64 notified)
 			{
 				SetCurrentStatementStartTimestamp();
 				pgstat_report_activity(STATE_RUNNING, "sending notifications");
-				notified = notify(notified, &more);
+				notified = notify(notified, is_first, &more);
+				is_first = false;
 			}
 			else
 				/* who has woken it let go of what others wait for, perhaps */
 				wake_waiters();
 			notified_at = GetCurrentTimestamp();
+		}
+		if (notified != noted && (now - noted_at >= NOTE_PAUSE || now < noted_at))
+		{
+			(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
+									 GUC_ACTION_LOCAL, true, 0, false);
+			PushActiveSnapshot(GetTransactionSnapshot());
+			relay_note_told(notified);
+			PopActiveSnapshot();
+			noted = notified;
+			noted_at = now;
 		}
 		if (woken && errand != NULL)
 		{
@@ -390,11 +412,13 @@ event_store_worker_main(Datum arg)
 #endif
 	set_guc("row_security", "on");
 
-	/* what is appended from now on is our business */
+	/* what is appended from now on is our business, and what was left to one before */
 	StartTransactionCommand();
 	if (!store_is_ours())
 		proc_exit(0);
-	mark = settled_mark();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	mark = relay_told();
+	PopActiveSnapshot();
 	CommitTransactionCommand();
 	if (!wake_become_notifier())
 		proc_exit(0);

@@ -5,14 +5,19 @@
  * A task is an SQL command with an interval.  To run one, in a transaction:
  *
  * 1. choose the task that is due for longest;
- * 2. lock it (LOCK_CLASS_TASK), and its row in worker_task_run, or pass it by if
- *	  somebody else has it;
+ * 2. lock it (LOCK_CLASS_TASK), or pass it by if somebody else has it, and look
+ *	  whether it is still due;
  * 3. run the command, in a subtransaction;
  * 4. write down how it went, and when it is due again.
  *
- * The locks keep two runners from running one task at once.  A
+ * The lock keeps two runners from running one task at once.  A
  * command that fails is counted, logged, and due again after its interval: it
  * does not keep the others from running.
+ *
+ * The worker runs the extension's own tasks each second or so, most often to find
+ * that there is nothing to do.  It keeps such a run in mind instead of writing it
+ * down (it is counted with the next one that is), so that a database where
+ * nothing happens has no WAL written, and no transaction id drawn.
  */
 #include "postgres.h"
 
@@ -24,6 +29,7 @@
 #include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
@@ -40,11 +46,9 @@ PG_FUNCTION_INFO_V1(event_store_run_tasks);
 PG_FUNCTION_INFO_V1(event_store_set_task);
 PG_FUNCTION_INFO_V1(event_store_drop_task);
 
-static Statement choose = {
-	"SELECT t.name, t.command FROM event_store.worker_tasks AS t"
-	" WHERE t.enabled AND (t.next_run_at IS NULL OR t.next_run_at <= $1)"
-	" ORDER BY t.next_run_at NULLS FIRST, t.name",
-	1, {TIMESTAMPTZOID}
+static Statement list_tasks = {
+	"SELECT t.name, t.command, t.next_run_at, t.built_in, extract(epoch FROM t.run_every)::float8"
+	" FROM event_store.worker_tasks AS t WHERE t.enabled ORDER BY t.next_run_at NULLS FIRST, t.name"
 };
 
 static Statement make_row = {
@@ -52,27 +56,23 @@ static Statement make_row = {
 	1, {TEXTOID}
 };
 
-static Statement lock_row = {
-	"SELECT FROM event_store.worker_task_run AS r"
-	" WHERE r.name = $1 AND (r.next_run_at IS NULL OR r.next_run_at <= $2)"
-	" FOR UPDATE SKIP LOCKED",
-	2, {TEXTOID, TIMESTAMPTZOID}
+static Statement read_next = {
+	"SELECT r.next_run_at FROM event_store.worker_task_run AS r WHERE r.name = $1",
+	1, {TEXTOID}
 };
 
+/* if it was made due meanwhile, it is */
 static Statement note_run = {
 	"UPDATE event_store.worker_task_run AS r"
-	" SET last_started_at = $2, last_finished_at = pg_catalog.clock_timestamp(), runs = r.runs + 1,"
+	" SET last_started_at = $2, last_finished_at = pg_catalog.clock_timestamp(), runs = r.runs + $4,"
 	" failures = r.failures + ($3 IS NOT NULL)::int,"
 	" last_failed_at = CASE WHEN $3 IS NULL THEN r.last_failed_at ELSE pg_catalog.clock_timestamp() END,"
 	" last_error = coalesce($3, r.last_error),"
-	" next_run_at = pg_catalog.clock_timestamp() +"
-	" coalesce((SELECT t.run_every FROM event_store.worker_tasks AS t WHERE t.name = $1), '1 hour')"
-	" WHERE r.name = $1",
-	3, {TEXTOID, TIMESTAMPTZOID, TEXTOID}
-};
-
-static Statement next_run = {
-	"SELECT min(coalesce(t.next_run_at, '-infinity')) FROM event_store.worker_tasks AS t WHERE t.enabled"
+	" next_run_at = CASE WHEN r.next_run_at IS DISTINCT FROM $5 THEN r.next_run_at"
+	" ELSE pg_catalog.clock_timestamp() +"
+	" coalesce((SELECT t.run_every FROM event_store.worker_tasks AS t WHERE t.name = $1), '1 hour') END"
+	" WHERE r.name = $1 RETURNING r.next_run_at",
+	5, {TEXTOID, TIMESTAMPTZOID, TEXTOID, INT8OID, TIMESTAMPTZOID}
 };
 
 static Statement set_row = {
@@ -88,7 +88,7 @@ static Statement set_row = {
 };
 
 static Statement make_due = {
-	"UPDATE event_store.worker_task_run SET next_run_at = NULL WHERE name = $1",
+	"UPDATE event_store.worker_task_run SET next_run_at = pg_catalog.clock_timestamp() WHERE name = $1",
 	1, {TEXTOID}
 };
 
@@ -101,6 +101,27 @@ static Statement drop_history = {
 	"DELETE FROM event_store.worker_task_run WHERE name = $1",
 	1, {TEXTOID}
 };
+
+/* a task, as it stands in its rows */
+typedef struct Task
+{
+	char	   *name;
+	char	   *command;
+	TimestampTz next_run;		/* DT_NOBEGIN: it never ran */
+	bool		built_in;
+	int64		every;			/* microseconds */
+} Task;
+
+/* runs of a task that are not written down, as the worker remembers them */
+typedef struct Unwritten
+{
+	char		name[MAX_NAME_BYTES + 1];
+	TimestampTz written;		/* next_run_at of its row: with another one this is void */
+	TimestampTz next_run;
+	int64		runs;
+} Unwritten;
+
+static HTAB *unwritten = NULL;
 
 /*
  * Runs a command in a subtransaction.  Returns the message of its error, in the
@@ -158,77 +179,168 @@ run_command(const char *name, const char *command, bool in_worker)
 	return message;
 }
 
-/* Runs a task, if nobody else has it or has just run it. */
-static bool
-run_task(const char *name, const char *command, TimestampTz due, bool in_worker)
+/* What is known of a task beyond its row, if that is as it was; NULL: nothing. */
+static Unwritten *
+find_unwritten(const char *name, TimestampTz written)
 {
-	Datum		values[3];
-	char		nulls[3] = {' ', ' ', 'n'};
+	Unwritten  *entry = unwritten == NULL ? NULL : hash_search(unwritten, name, HASH_FIND, NULL);
+
+	return entry != NULL && entry->written == written ? entry : NULL;
+}
+
+static TimestampTz
+next_run_of(const Task *task)
+{
+	const Unwritten *entry = find_unwritten(task->name, task->next_run);
+
+	return entry == NULL ? task->next_run : entry->next_run;
+}
+
+/* The task has run, as it stands in its row, which was written last like this; or (more) again. */
+static void
+remember(const char *name, TimestampTz written, TimestampTz next_run, bool more)
+{
+	Unwritten  *entry;
+	bool		found;
+
+	if (unwritten == NULL)
+	{
+		HASHCTL		control;
+
+		control.keysize = sizeof(entry->name);
+		control.entrysize = sizeof(Unwritten);
+		control.hcxt = TopMemoryContext;
+		unwritten = hash_create("event_store tasks", 16, &control,
+								HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+	}
+	entry = hash_search(unwritten, name, HASH_ENTER, &found);
+	entry->runs = more && found ? entry->runs + 1 : 0;
+	entry->written = written;
+	entry->next_run = next_run;
+}
+
+static TimestampTz
+time_or_never(Datum value, bool isnull)
+{
+	return isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);
+}
+
+/*
+ * Runs a task, if nobody else has it or has just run it.
+ *
+ * The worker writes nothing down where one of the extension's tasks has written
+ * nothing itself; but for the first time, for all to see that it is there.
+ */
+static bool
+run_task(const Task *task, TimestampTz due, bool in_worker)
+{
+	Datum		values[5];
+	char		nulls[6] = "  n  ";
 	char	   *message;
 	LOCKTAG		tag;
+	TimestampTz written;
+	TimestampTz started;
+	Unwritten  *entry;
+	bool		isnull = true;
+	Datum		value = (Datum) 0;
 
 	/* to the end of the transaction; before the row, which may not be there yet */
 	locks_set_tag(&tag, LOCK_CLASS_TASK,
-				  DatumGetUInt64(hash_any_extended((const unsigned char *) name, strlen(name), 0)));
+				  DatumGetUInt64(hash_any_extended((const unsigned char *) task->name,
+												   strlen(task->name), 0)));
 	if (LockAcquire(&tag, ExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
 		return false;
-	values[0] = CStringGetTextDatum(name);
-	values[1] = TimestampTzGetDatum(due);
-	(void) plans_execute(&make_row, values, nulls);
-	if (plans_execute(&lock_row, values, nulls) == 0)
+	values[0] = CStringGetTextDatum(task->name);
+	if (task->next_run == DT_NOBEGIN)
+		(void) plans_execute(&make_row, values, NULL);
+	if (plans_execute(&read_next, values, NULL) == 0)
 		return false;
-	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
-	message = run_command(name, command, in_worker);
+	value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	written = time_or_never(value, isnull);
+	entry = find_unwritten(task->name, written);
+	if ((entry == NULL ? written : entry->next_run) > due)
+		return false;
+
+	started = GetCurrentTimestamp();
+	message = run_command(task->name, task->command, in_worker);
+	if (in_worker && task->built_in && entry != NULL && message == NULL &&
+		!TransactionIdIsValid(GetTopTransactionIdIfAny()))
+	{
+		remember(task->name, written, GetCurrentTimestamp() + task->every, true);
+		return true;
+	}
+	values[1] = TimestampTzGetDatum(started);
 	values[2] = (Datum) 0;
 	if (message != NULL)
 	{
 		values[2] = CStringGetTextDatum(message);
 		nulls[2] = ' ';
 	}
-	(void) plans_execute(&note_run, values, nulls);
+	/* the row may have been written by another meanwhile; they were runs all the same */
+	if (in_worker && unwritten != NULL)
+		entry = hash_search(unwritten, task->name, HASH_FIND, NULL);
+	values[3] = Int64GetDatum(entry == NULL ? 1 : entry->runs + 1);
+	values[4] = TimestampTzGetDatum(written);
+	nulls[4] = written == DT_NOBEGIN ? 'n' : ' ';
+	/* it may have dropped itself */
+	if (plans_execute(&note_run, values, nulls) > 0 && in_worker)
+	{
+		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+		written = time_or_never(value, isnull);
+		remember(task->name, written, written, false);
+	}
 	return true;
 }
 
 /*
  * Runs the task that has been due for longest at a time, in the transaction that
- * there is.  False: none was, or others have them all.
+ * there is.  False: none was, or others have them all.  next: when one will be.
  */
 bool
-task_run_next(TimestampTz due, bool in_worker)
+task_run_next(TimestampTz due, bool in_worker, TimestampTz *next)
 {
-	Datum		values[1] = {TimestampTzGetDatum(due)};
+	int			guc_level = plans_connect();
+	int			count = (int) plans_execute(&list_tasks, NULL, NULL);
+	Task	   *tasks = palloc(sizeof(Task) * Max(count, 1));
 	bool		done = false;
-	int			guc_level;
-	SPITupleTable *table;
-	uint64		count;
 
-	guc_level = plans_connect();
-	count = plans_execute(&choose, values, NULL);
-	table = SPI_tuptable;
-	for (uint64 i = 0; i < count && !done; i++)
-		done = run_task(SPI_getvalue(table->vals[i], table->tupdesc, 1),
-						SPI_getvalue(table->vals[i], table->tupdesc, 2),
-						due, in_worker);
+	*next = DT_NOEND;
+	for (int i = 0; i < count; i++)
+	{
+		HeapTuple	row = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		Datum		value;
+		bool		isnull;
+
+		tasks[i].name = SPI_getvalue(row, desc, 1);
+		tasks[i].command = SPI_getvalue(row, desc, 2);
+		value = SPI_getbinval(row, desc, 3, &isnull);
+		tasks[i].next_run = time_or_never(value, isnull);
+		tasks[i].built_in = DatumGetBool(SPI_getbinval(row, desc, 4, &isnull));
+		tasks[i].every = (int64) (DatumGetFloat8(SPI_getbinval(row, desc, 5, &isnull)) * USECS_PER_SEC);
+	}
+	while (!done)
+	{
+		Task	   *first = NULL;
+
+		for (int i = 0; i < count; i++)
+			if (tasks[i].name != NULL &&
+				(first == NULL || next_run_of(&tasks[i]) < next_run_of(first)))
+				first = &tasks[i];
+		if (first == NULL || next_run_of(first) > due)
+		{
+			if (first != NULL)
+				*next = Min(*next, next_run_of(first));
+			break;
+		}
+		done = run_task(first, due, in_worker);
+		/* somebody else has it, or has had it: it is looked at again soon */
+		if (!done)
+			*next = due;
+		first->name = NULL;
+	}
 	plans_finish(guc_level);
 	return done;
-}
-
-/* When the next task is due. */
-TimestampTz
-task_next_run(void)
-{
-	TimestampTz next = DT_NOEND;
-	int			guc_level;
-	bool		isnull;
-	Datum		value;
-
-	guc_level = plans_connect();
-	(void) plans_execute(&next_run, NULL, NULL);
-	value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
-	if (!isnull)
-		next = DatumGetTimestampTz(value);
-	plans_finish(guc_level);
-	return next;
 }
 
 Datum
@@ -240,6 +352,7 @@ event_store_run_tasks(PG_FUNCTION_ARGS)
 	Oid			saved_user;
 	int			saved_context;
 	int			count = 0;
+	TimestampTz next;
 
 	PreventCommandDuringRecovery("event_store.run_tasks()");
 	PreventCommandIfReadOnly("event_store.run_tasks()");
@@ -251,7 +364,7 @@ event_store_run_tasks(PG_FUNCTION_ARGS)
 		SetUserIdAndSecContext(owner, saved_context | SECURITY_LOCAL_USERID_CHANGE |
 							   SECURITY_RESTRICTED_OPERATION);
 	/* what was due at the beginning: each once */
-	while (task_run_next(now, false))
+	while (task_run_next(now, false, &next))
 	{
 		count++;
 		CHECK_FOR_INTERRUPTS();

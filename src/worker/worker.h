@@ -15,8 +15,7 @@ typedef struct WorkerOrder
 } WorkerOrder;
 
 /* task.c */
-extern bool task_run_next(TimestampTz due, bool in_worker);
-extern TimestampTz task_next_run(void);
+extern bool task_run_next(TimestampTz due, bool in_worker, TimestampTz *next);
 
 /* run.c */
 typedef void (*WorkerErrand) (uint64 key);

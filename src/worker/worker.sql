@@ -31,15 +31,15 @@ CREATE TABLE event_store.worker_task_run (
 	CONSTRAINT worker_task_run_pkey PRIMARY KEY (name)
 ) WITH (fillfactor = 50);
 ALTER TABLE event_store.worker_task_run OWNER TO @extowner@;
-COMMENT ON TABLE event_store.worker_task_run IS 'what became of the tasks'' runs; who runs a task has its row locked';
+COMMENT ON TABLE event_store.worker_task_run IS 'what became of the tasks'' runs; those of the extension''s tasks where the worker found nothing to do are written down with the next one that did something';
 COMMENT ON COLUMN event_store.worker_task_run.name IS 'the task''s name';
-COMMENT ON COLUMN event_store.worker_task_run.last_started_at IS 'when the last run began';
+COMMENT ON COLUMN event_store.worker_task_run.last_started_at IS 'when the last run began that is written down';
 COMMENT ON COLUMN event_store.worker_task_run.last_finished_at IS 'when it ended';
-COMMENT ON COLUMN event_store.worker_task_run.runs IS 'runs so far';
+COMMENT ON COLUMN event_store.worker_task_run.runs IS 'runs up to then';
 COMMENT ON COLUMN event_store.worker_task_run.failures IS 'runs that ended with an error';
 COMMENT ON COLUMN event_store.worker_task_run.last_failed_at IS 'when the last of those ended';
 COMMENT ON COLUMN event_store.worker_task_run.last_error IS 'SQLSTATE and message of the last error';
-COMMENT ON COLUMN event_store.worker_task_run.next_run_at IS 'when the next run is due; NULL: at once';
+COMMENT ON COLUMN event_store.worker_task_run.next_run_at IS 'when the next run was due then; NULL: at once';
 SELECT pg_extension_config_dump('event_store.worker_task_run', '');
 
 CREATE FUNCTION event_store.builtin_tasks(OUT name text, OUT command text, OUT run_every interval)
@@ -74,19 +74,19 @@ CREATE VIEW event_store.worker_tasks AS
 	  LEFT JOIN event_store.worker_task_run AS r ON r.name = coalesce(t.name, b.name)
 	 WHERE coalesce(t.command, b.command) IS NOT NULL;
 ALTER VIEW event_store.worker_tasks OWNER TO @extowner@;
-COMMENT ON VIEW event_store.worker_tasks IS 'the tasks of the worker, and what became of their runs. run_tasks() runs those that are due as well.';
+COMMENT ON VIEW event_store.worker_tasks IS 'the tasks of the worker, and what became of their runs. run_tasks() runs those that are due as well. A run of a built-in task in which the worker found nothing to do shows only with the next one that did something: an idle worker writes nothing.';
 COMMENT ON COLUMN event_store.worker_tasks.name IS 'the task''s name';
 COMMENT ON COLUMN event_store.worker_tasks.command IS 'the SQL command';
 COMMENT ON COLUMN event_store.worker_tasks.run_every IS 'how long after a run the next is due';
 COMMENT ON COLUMN event_store.worker_tasks.enabled IS 'whether it is run at all';
 COMMENT ON COLUMN event_store.worker_tasks.built_in IS 'whether the extension brings it along';
-COMMENT ON COLUMN event_store.worker_tasks.runs IS 'runs so far';
+COMMENT ON COLUMN event_store.worker_tasks.runs IS 'runs up to then';
 COMMENT ON COLUMN event_store.worker_tasks.failures IS 'runs that ended with an error';
-COMMENT ON COLUMN event_store.worker_tasks.last_started_at IS 'when the last run began';
+COMMENT ON COLUMN event_store.worker_tasks.last_started_at IS 'when the last run began that is written down';
 COMMENT ON COLUMN event_store.worker_tasks.last_finished_at IS 'when it ended';
 COMMENT ON COLUMN event_store.worker_tasks.last_failed_at IS 'when the last run that failed ended';
 COMMENT ON COLUMN event_store.worker_tasks.last_error IS 'SQLSTATE and message of the last error';
-COMMENT ON COLUMN event_store.worker_tasks.next_run_at IS 'when the next run is due; NULL: at once';
+COMMENT ON COLUMN event_store.worker_tasks.next_run_at IS 'when the next run was due then; NULL: at once';
 
 CREATE FUNCTION event_store.set_task(
 	name text,
