@@ -76,6 +76,11 @@
 /* looks at the memory that is used, in events */
 #define LOOK_EVERY	256
 
+/* where time counts, a batch of a set is to take no longer, in seconds, going by the one before */
+#define BATCH_TIME	0.1
+#define FIRST_BATCH	1000
+#define LEAST_BATCH	100
+
 /* keys that an append locks one by one; beyond that it locks all of them */
 #define MAX_LOCKED_KEYS	32
 
@@ -90,6 +95,7 @@ typedef struct Handler
 	MemoryContext context;		/* NULL: nothing is prepared */
 	SPIPlanPtr	plan;			/* set: the statements */
 	bool		columns[RE_NATTS];	/* set: those that they mention */
+	double		pace;			/* set: events a second, of the last batch; 0: not known */
 	FmgrInfo	function;		/* event */
 	Fold	   *fold;
 	Expr	   *key;			/* fold: of new_events; NULL: the stream */
@@ -114,6 +120,7 @@ typedef struct Run
 static HTAB *handlers = NULL;
 static uint64 function_messages = 0;
 static Running *running = NULL;
+static ExecutorCheckPerms_hook_type previous_check = NULL;
 
 static Statement read_state = {
 	"SELECT s.state FROM event_store.projection_state AS s"
@@ -522,6 +529,7 @@ get_handler(const Projection *projection)
 	{
 		handler->plan = NULL;
 		handler->context = NULL;
+		handler->pace = 0;
 	}
 	if (found && handler->context != NULL && handler->revision == projection->revision &&
 		handler->generation == generation && handler->functions == functions &&
@@ -631,11 +639,16 @@ apply_set(const Projection *projection, Handler *handler, EventSource *source,
 	Tuplestorestate *events = tuplestore_begin_heap(false, false, Max(work_mem, projection->batch_size / 1024));
 	TupleDesc	desc = event_desc();
 	SPIExecuteOptions options = {0};
+	TimestampTz start = GetCurrentTimestamp();
 	int64		size = 0;
 	Datum		values[RE_NATTS];
 	bool		nulls[RE_NATTS];
 	int			result;
 
+	/* its statements cannot be left in the middle */
+	if (applied->until != 0)
+		max_count = Min(max_count, handler->pace == 0 ? FIRST_BATCH :
+						(int64) Max(handler->pace * BATCH_TIME, LEAST_BATCH));
 	if (source->want != NULL)
 	{
 		uint32		columns = UINT32_C(1) << RE_POSITION;
@@ -675,6 +688,8 @@ apply_set(const Projection *projection, Handler *handler, EventSource *source,
 					 errmsg("the handler of projection \"%s\" cannot be executed: %s",
 							projection->name, SPI_result_code_string(result))));
 		SPI_finish();
+		handler->pace = applied->count * (double) USECS_PER_SEC /
+			Max(GetCurrentTimestamp() - start, 1);
 	}
 	tuplestore_end(events);
 }
@@ -1334,8 +1349,41 @@ function_changed(Datum arg, int cacheid, uint32 hashvalue)
 	function_messages++;
 }
 
+/*
+ * A handler gets no temporary table: it would be one of the session that happens to
+ * refresh, or to append, found because the table that was meant is missing, and
+ * with triggers that would run with the rights of the handler's owner.
+ */
+static bool
+refuse_temporary(COMPAT_CHECK_PERMS_PARAMETERS)
+{
+	Oid			schema;
+	Oid			toast;
+
+	if (running != NULL && running->projection->kind != PROJECTION_MATVIEW)
+	{
+		ListCell   *cell;
+
+		GetTempNamespaceState(&schema, &toast);
+		foreach(cell, tables)
+		{
+			RangeTblEntry *table = lfirst_node(RangeTblEntry, cell);
+
+			if (OidIsValid(schema) && table->rtekind == RTE_RELATION &&
+				get_rel_namespace(table->relid) == schema)
+				ereport(ERROR,
+						(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+						 errmsg("the handler of projection \"%s\" cannot use temporary table \"%s\"",
+								running->projection->name, get_rel_name(table->relid))));
+		}
+	}
+	return previous_check == NULL || previous_check(COMPAT_CHECK_PERMS_ARGUMENTS);
+}
+
 void
 apply_init(void)
 {
+	previous_check = ExecutorCheckPerms_hook;
+	ExecutorCheckPerms_hook = refuse_temporary;
 	CacheRegisterSyscacheCallback(PROCOID, function_changed, (Datum) 0);
 }
