@@ -262,6 +262,17 @@ SELECT count(*) FILTER (WHERE s.state = to_jsonb(e.n)), count(*) FROM event_stor
   JOIN (SELECT stream, count(*) AS n FROM event_store.events GROUP BY 1) e ON e.stream = s.key WHERE s.projection = 'inline';
 SELECT count(*) FROM pg_class WHERE relname ~ '^projection_state_\d+$';
 
+-- what was inline goes on from where it was replaced when it is gone back to
+SELECT event_store.rebuild_projection('inline', keep_old => true);
+SELECT event_store.refresh_projection('inline') > 0 AS applied;
+SELECT event_store.append('x-1', 'T', '{}') IS NOT NULL AS appended;
+SELECT event_store.revert_rebuild('inline');
+SELECT event_store.refresh_projection('inline') > 0 AS applied;
+SELECT event_store.append('x-1', 'T', '{}') IS NOT NULL AS appended;
+SELECT count(*) FILTER (WHERE s.state = to_jsonb(e.n)), count(*) FROM event_store.projection_states s
+  JOIN (SELECT stream, count(*) AS n FROM event_store.events GROUP BY 1) e ON e.stream = s.key WHERE s.projection = 'inline';
+SELECT event_store.cancel_rebuild('inline');
+
 -- an event that stops the rebuild does not stop what is in service
 CREATE FUNCTION picky(state jsonb, e event_store.recorded_event) RETURNS jsonb LANGUAGE plpgsql AS $$
 BEGIN

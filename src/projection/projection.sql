@@ -415,7 +415,8 @@ CREATE VIEW event_store.projection_rebuilds AS
 		   n.applied AS events,
 		   c.rate,
 		   CASE WHEN n.status = 'running' AND c.rate > 0 AND n.checkpoint > t.start_after THEN statement_timestamp()
-				+ make_interval(secs => n.positions_behind * (n.applied::float8 / (n.checkpoint - t.start_after)) / c.rate) END AS expected_end,
+				+ make_interval(secs => CASE WHEN n.open_events < 10000 THEN n.open_events
+				ELSE greatest(n.open_events, n.positions_behind * (n.applied::float8 / (n.checkpoint - t.start_after))) END / c.rate) END AS expected_end,
 		   n.message,
 		   n.created_at AS started_at
 	  FROM event_store.projection AS t
@@ -432,7 +433,7 @@ COMMENT ON COLUMN event_store.projection_rebuilds.done IS 'position that the reb
 COMMENT ON COLUMN event_store.projection_rebuilds.total IS 'the settled mark';
 COMMENT ON COLUMN event_store.projection_rebuilds.events IS 'events that it has applied';
 COMMENT ON COLUMN event_store.projection_rebuilds.rate IS 'how many a second, over the last minute or so, not counting times when nobody worked at it';
-COMMENT ON COLUMN event_store.projection_rebuilds.expected_end IS 'when it has caught up, at that rate, if it is worked at; NULL: not known';
+COMMENT ON COLUMN event_store.projection_rebuilds.expected_end IS 'when it has caught up, at that rate, if it is worked at: up to 10,000 open events are counted, more are reckoned from how many there have been so far; NULL: not known';
 COMMENT ON COLUMN event_store.projection_rebuilds.message IS 'of the error that it has met last';
 COMMENT ON COLUMN event_store.projection_rebuilds.started_at IS 'when it began';
 

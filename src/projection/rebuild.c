@@ -971,6 +971,7 @@ rebuild_switch(Projection *twin)
 {
 	Projection	served;
 	Projection	now;
+	Applied		done = {0};
 	List	   *pairs = NIL;
 	int64		applied;
 	Oid			types[3] = {INT4OID, INT4OID, TEXTOID};
@@ -988,8 +989,11 @@ rebuild_switch(Projection *twin)
 			return false;
 		projection_keep_appenders_out();
 		(void) refresh_run(twin, PG_INT64_MAX, 0, &applied);
-		if (twin->failing || twin->paused)
+		if (twin->failing || twin->paused || settled_own_bound() != 0)
 			return false;
+		/* it has applied them all, and goes on from here if it is gone back to */
+		done.position = settled_mark();
+		projection_write_checkpoint(&served, &done);
 	}
 	if (twin->failing)
 		projection_clear_error(twin);
