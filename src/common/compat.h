@@ -101,6 +101,23 @@
 #define compat_close_smgr(oid) RelationCloseSmgrByOid(oid)
 #endif
 
+/* 17 wants the relation itself for the sequence of an identity column */
+#include "catalog/dependency.h"
+#if PG_VERSION_NUM >= 170000
+#define compat_identity_sequence(rel, n) getIdentitySequence(rel, n, false)
+#else
+#define compat_identity_sequence(rel, n) getIdentitySequence(RelationGetRelid(rel), n, false)
+#endif
+
+/* 16 keeps privileges apart from tables, for the hook that checks them too */
+#if PG_VERSION_NUM >= 160000
+#define COMPAT_CHECK_PERMS_PARAMETERS List *tables, List *privileges, bool raises
+#define COMPAT_CHECK_PERMS_ARGUMENTS tables, privileges, raises
+#else
+#define COMPAT_CHECK_PERMS_PARAMETERS List *tables, bool raises
+#define COMPAT_CHECK_PERMS_ARGUMENTS tables, raises
+#endif
+
 /* 18 says first that a function does not return */
 #if PG_VERSION_NUM >= 180000
 #define compat_noreturn pg_noreturn

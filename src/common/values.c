@@ -102,5 +102,7 @@ values_rate(double rate, TimestampTz since, TimestampTz now, int64 count)
 {
 	double		seconds = Max((double) (now - since) / USECS_PER_SEC, 0.0);
 
-	return rate * exp(-seconds / RATE_WINDOW) + count / RATE_WINDOW;
+	/* as if they had come evenly */
+	return rate * exp(-seconds / RATE_WINDOW) +
+		count * (seconds > 0 ? -expm1(-seconds / RATE_WINDOW) / seconds : 1 / RATE_WINDOW);
 }

@@ -76,6 +76,11 @@
 /* looks at the memory that is used, in events */
 #define LOOK_EVERY	256
 
+/* where time counts, a batch of a set is to take no longer, in seconds, going by the one before */
+#define BATCH_TIME	0.1
+#define FIRST_BATCH	1000
+#define LEAST_BATCH	100
+
 /* keys that an append locks one by one; beyond that it locks all of them */
 #define MAX_LOCKED_KEYS	32
 
@@ -91,6 +96,7 @@ typedef struct Handler
 	SPIPlanPtr	plan;			/* set: the statements */
 	bool		columns[RE_NATTS];	/* set: those that they mention */
 	bool		read_once;		/* set: batch_is_read_once() */
+	double		pace;			/* set: events a second, of the last batch; 0: not known */
 	FmgrInfo	function;		/* event */
 	Fold	   *fold;
 	Expr	   *key;			/* fold: of new_events; NULL: the stream */
@@ -115,6 +121,7 @@ typedef struct Run
 static HTAB *handlers = NULL;
 static uint64 function_messages = 0;
 static Running *running = NULL;
+static ExecutorCheckPerms_hook_type previous_check = NULL;
 
 static Statement read_state = {
 	"SELECT s.state FROM event_store.projection_state AS s"
@@ -533,6 +540,7 @@ get_handler(const Projection *projection)
 	{
 		handler->plan = NULL;
 		handler->context = NULL;
+		handler->pace = 0;
 	}
 	if (found && handler->context != NULL && handler->revision == projection->revision &&
 		handler->generation == generation && handler->functions == functions &&
@@ -635,11 +643,17 @@ apply_set(const Projection *projection, Handler *handler, EventSource *source,
 {
 	TupleDesc	desc = event_desc();
 	SPIExecuteOptions options = {0};
-	Batch		batch = {.source = source, .columns = handler->columns, .max_count = max_count,
+	Batch		batch = {.source = source, .columns = handler->columns,
 	.max_size = projection->batch_size, .applied = applied};
 	Tuplestorestate *events = NULL;
+	TimestampTz start = GetCurrentTimestamp();
 	int			result;
 
+	/* its statements cannot be left in the middle */
+	if (applied->until != 0)
+		max_count = Min(max_count, handler->pace == 0 ? FIRST_BATCH :
+						(int64) Max(handler->pace * BATCH_TIME, LEAST_BATCH));
+	batch.max_count = max_count;
 	if (source->want != NULL)
 	{
 		uint32		columns = UINT32_C(1) << RE_POSITION;
@@ -677,6 +691,8 @@ apply_set(const Projection *projection, Handler *handler, EventSource *source,
 					 errmsg("the handler of projection \"%s\" cannot be executed: %s",
 							projection->name, SPI_result_code_string(result))));
 		SPI_finish();
+		handler->pace = applied->count * (double) USECS_PER_SEC /
+			Max(GetCurrentTimestamp() - start, 1);
 	}
 	if (events != NULL)
 		tuplestore_end(events);
@@ -1339,9 +1355,42 @@ function_changed(Datum arg, int cacheid, uint32 hashvalue)
 	function_messages++;
 }
 
+/*
+ * A handler gets no temporary table: it would be one of the session that happens to
+ * refresh, or to append, found because the table that was meant is missing, and
+ * with triggers that would run with the rights of the handler's owner.
+ */
+static bool
+refuse_temporary(COMPAT_CHECK_PERMS_PARAMETERS)
+{
+	Oid			schema;
+	Oid			toast;
+
+	if (running != NULL && running->projection->kind != PROJECTION_MATVIEW)
+	{
+		ListCell   *cell;
+
+		GetTempNamespaceState(&schema, &toast);
+		foreach(cell, tables)
+		{
+			RangeTblEntry *table = lfirst_node(RangeTblEntry, cell);
+
+			if (OidIsValid(schema) && table->rtekind == RTE_RELATION &&
+				get_rel_namespace(table->relid) == schema)
+				ereport(ERROR,
+						(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+						 errmsg("the handler of projection \"%s\" cannot use temporary table \"%s\"",
+								running->projection->name, get_rel_name(table->relid))));
+		}
+	}
+	return previous_check == NULL || previous_check(COMPAT_CHECK_PERMS_ARGUMENTS);
+}
+
 void
 apply_init(void)
 {
 	batch_scan_init();
+	previous_check = ExecutorCheckPerms_hook;
+	ExecutorCheckPerms_hook = refuse_temporary;
 	CacheRegisterSyscacheCallback(PROCOID, function_changed, (Datum) 0);
 }

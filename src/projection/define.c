@@ -36,6 +36,7 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -68,7 +69,7 @@ PG_FUNCTION_INFO_V1(event_store_resume_projection);
 	" extract(epoch FROM p.first_delay)::float8, p.delay_factor," \
 	" extract(epoch FROM p.max_delay)::float8," \
 	" p.tables, p.rebuilds, p.keep_old, p.since," \
-	" c.version, c.position, c.applied, c.applied_at, c.rate," \
+	" c.version, c.position, c.applied, c.applied_at, c.rate, c.rate_since," \
 	" e.stopped, e.position, e.attempts, e.next_attempt_at" \
 	" FROM event_store.projection AS p" \
 	" CROSS JOIN LATERAL (SELECT k.* FROM event_store.projection_checkpoint AS k" \
@@ -135,6 +136,15 @@ static Statement write_dead = {
 	" sql_state = excluded.sql_state, message = excluded.message, detail = excluded.detail,"
 	" context = excluded.context, failed_at = excluded.failed_at",
 	7, {INT4OID, INT8OID, INT4OID, TEXTOID, TEXTOID, TEXTOID, TEXTOID}
+};
+
+/* tables of states whose projections are gone */
+static Statement left_tables = {
+	"SELECT substr(c.relname, length('projection_state_') + 1)::int"
+	" FROM pg_catalog.pg_inherits AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid"
+	" WHERE i.inhparent = 'event_store.projection_state'::pg_catalog.regclass"
+	" AND c.relname ~ '^projection_state_[0-9]+$' AND NOT EXISTS"
+	" (SELECT FROM event_store.projection AS p WHERE c.relname = 'projection_state_' || p.id)"
 };
 
 /* the inline projections, if `known` */
@@ -238,6 +248,8 @@ read_result(HeapTuple row, TupleDesc desc, Projection *projection)
 	projection->applied = DatumGetInt64(NEXT);
 	projection->applied_at = DatumGetTimestampTz(NEXT);
 	projection->rate = DatumGetFloat8(NEXT);
+	projection->rate_since = DatumGetTimestampTz(NEXT);
+	projection->limit = PG_INT64_MAX;
 	NEXT;
 	projection->failing = !isnull;
 	projection->stopped = !isnull && DatumGetBool(value);
@@ -416,7 +428,7 @@ projection_read_locked(text *name, Projection *projection)
 void
 projection_write_checkpoint(Projection *projection, const Applied *applied)
 {
-	Datum		values[6];
+	Datum		values[7];
 
 	projection->version++;
 	projection->position = Max(projection->position, applied->position);
@@ -434,6 +446,7 @@ projection_write_checkpoint(Projection *projection, const Applied *applied)
 	values[3] = Int64GetDatum(projection->applied);
 	values[4] = TimestampTzGetDatum(projection->applied_at);
 	values[5] = Float8GetDatum(projection->rate);
+	values[6] = TimestampTzGetDatum(projection->rate_since);
 	rows_insert_small(catalog_store()->projection_checkpoint, values, NULL);
 	CommandCounterIncrement();
 	if (projection->version % CLEAN_EVERY == 0)
@@ -669,21 +682,11 @@ wait_until_settled(void)
  * Nobody appends until this transaction has ended, and who has appended has
  * ended: all is settled.  That this transaction has not appended itself is the caller's business.
  */
-bool
-projection_keep_appenders_out(bool wait)
+void
+projection_keep_appenders_out(void)
 {
-	if (wait)
-	{
-		LockRelationOid(catalog_store()->stream, ShareRowExclusiveLock);
-		wait_until_settled();
-		return true;
-	}
-	if (!ConditionalLockRelationOid(catalog_store()->stream, ShareRowExclusiveLock))
-		return false;
-	if (settled_mark() >= counter_read())
-		return true;
-	UnlockRelationOid(catalog_store()->stream, ShareRowExclusiveLock);
-	return false;
+	LockRelationOid(catalog_store()->stream, ShareRowExclusiveLock);
+	wait_until_settled();
 }
 
 /* ----------------------------------------------------------------
@@ -720,14 +723,52 @@ projection_make_state_table(int32 id)
 	owner_end(&saved);
 }
 
+/*
+ * If nobody is in the way: who waited to drop a partition would have all wait behind
+ * him who read the states of any fold.  A table that is left is dropped by one
+ * who comes later: its projection's id is not used again.
+ */
 static void
 drop_state_table(int32 id)
 {
+	Oid			schema = catalog_store()->schema;
+	Oid			parent = get_relname_relid("projection_state", schema);
+	Oid			table = get_relname_relid(projection_state_table(id), schema);
 	OwnerSwitch saved;
 
+	if (!OidIsValid(table) || !ConditionalLockRelationOid(parent, AccessExclusiveLock))
+		return;
+	if (!ConditionalLockRelationOid(table, AccessExclusiveLock))
+	{
+		UnlockRelationOid(parent, AccessExclusiveLock);
+		return;
+	}
 	owner_begin(&saved);
 	plans_run_ddl("DROP TABLE IF EXISTS event_store.%s", projection_state_table(id));
 	owner_end(&saved);
+}
+
+/* Drops what was left so. */
+void
+projection_drop_left_tables(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	OwnerSwitch saved;
+	int32	   *ids;
+	int			count;
+
+	owner_begin(&saved);
+	count = (int) plans_execute(&left_tables, NULL, NULL);
+	ids = MemoryContextAlloc(context, sizeof(int32) * Max(count, 1));
+	for (int i = 0; i < count; i++)
+	{
+		bool		isnull;
+
+		ids[i] = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
+	}
+	owner_end(&saved);
+	for (int i = 0; i < count; i++)
+		drop_state_table(ids[i]);
 }
 
 /* ----------------------------------------------------------------
@@ -854,7 +895,7 @@ begin_inline(Projection *projection)
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 				 errmsg("a projection cannot become inline in a REPEATABLE READ or SERIALIZABLE transaction")));
-	(void) projection_keep_appenders_out(true);
+	projection_keep_appenders_out();
 	/* what there is already */
 	projection->mode = PROJECTION_ASYNC;
 	(void) refresh_run(projection, PG_INT64_MAX, 0, &applied);
@@ -901,14 +942,14 @@ event_store_create_projection(PG_FUNCTION_ARGS)
 	static const char *const sql =
 		"WITH made AS (INSERT INTO event_store.projection AS p (name, kind, handler, mode, categories,"
 		" types, key, on_error, max_attempts, first_delay, delay_factor, max_delay, batch_events,"
-		" batch_size, refresh_every, owner, search_path, owner_id, cluster_id, time_zone)"
+		" batch_size, refresh_every, start_after, owner, search_path, owner_id, cluster_id, time_zone)"
 		" VALUES ($1, $2, $3, $4, $5, $6, $7, $9, coalesce($10, 5), coalesce($11, '1 s'),"
 		" coalesce($12, 2), coalesce($13, '5 min'), coalesce($14, 10000), coalesce($15, 16384),"
-		" coalesce($16, '0'), $18, $19, $20, $21, $22)"
+		" coalesce($16, '0'), $8, $18, $19, $20, $21, $22)"
 		" ON CONFLICT (name) DO NOTHING RETURNING p.id)"
 		" INSERT INTO event_store.projection_checkpoint"
-		" (projection_id, version, position, applied, applied_at, rate)"
-		" SELECT made.id, 1, $8, 0, pg_catalog.clock_timestamp(), 0 FROM made";
+		" (projection_id, version, position, applied, applied_at, rate, rate_since)"
+		" SELECT made.id, 1, $8, 0, pg_catalog.clock_timestamp(), 0, pg_catalog.clock_timestamp() FROM made";
 	Oid			types[CP_PARAMETERS] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTARRAYOID,
 	TEXTARRAYOID, TEXTOID, INT8OID, TEXTOID};
 	Datum		values[CP_PARAMETERS];
@@ -1098,6 +1139,8 @@ event_store_alter_projection(PG_FUNCTION_ARGS)
 		apply_check(&projection);
 	if (!PG_ARGISNULL(AP_TABLES))
 		set_tables(&projection, PG_GETARG_DATUM(AP_TABLES));
+	if (projection.mode != before)
+		rebuild_forget_lead(projection.id);
 	if (projection.mode == PROJECTION_INLINE && before != PROJECTION_INLINE)
 		begin_inline(&projection);
 	else if (before == PROJECTION_INLINE)
@@ -1112,7 +1155,7 @@ event_store_alter_projection(PG_FUNCTION_ARGS)
 				ereport(ERROR,
 						(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 						 errmsg("a projection cannot cease to be inline in a transaction that has appended events")));
-			(void) projection_keep_appenders_out(true);
+			projection_keep_appenders_out();
 			applied.position = settled_mark();
 			projection_write_checkpoint(&projection, &applied);
 		}
@@ -1146,7 +1189,7 @@ projection_remove(Projection *projection)
 	{
 		/* no append that goes by the old list is in the middle */
 		if (projection->mode == PROJECTION_INLINE)
-			(void) projection_keep_appenders_out(true);
+			projection_keep_appenders_out();
 		drop_state_table(projection->id);
 	}
 	if (projection->rebuilds != 0)
@@ -1170,6 +1213,7 @@ event_store_drop_projection(PG_FUNCTION_ARGS)
 		projection_remove(&twin);
 	}
 	projection_remove(&projection);
+	projection_drop_left_tables();
 	PG_RETURN_VOID();
 }
 

@@ -71,6 +71,8 @@ typedef struct Projection
 	int64		applied;		/* events so far */
 	TimestampTz applied_at;
 	double		rate;
+	TimestampTz rate_since;
+	int64		limit;			/* it is refreshed no further */
 
 	/* the event that failed last, if it is not over */
 	bool		failing;
@@ -116,8 +118,9 @@ extern bool projection_read_twin(int32 id, Projection *twin);
 extern void projection_require_owner(const Projection *projection);
 extern void projection_remove(Projection *projection);
 extern void projection_make_state_table(int32 id);
+extern void projection_drop_left_tables(void);
 extern void projection_void_lists(void);
-extern bool projection_keep_appenders_out(bool wait);
+extern void projection_keep_appenders_out(void);
 extern bool projection_lock(int32 id, bool wait);
 extern void projection_unlock(int32 id);
 extern void projection_lock_keys(int32 id, bool all);
@@ -166,8 +169,12 @@ extern void refresh_init(void);
 extern Datum rebuild_check_tables(const Projection *projection, Datum array);
 extern void rebuild_drop_tables(const Projection *twin);
 extern int64 rebuild_writes_in_service(const Projection *twin);
-extern bool rebuild_switch(Projection *twin, bool wait);
-extern void rebuild_tidy(Projection *twin);
+extern int64 rebuild_limit(const Projection *projection);
+extern bool rebuild_leads(const Projection *twin);
+extern void rebuild_forget_lead(int32 id);
+extern bool rebuild_is_due(Projection *twin);
+extern bool rebuild_switch(Projection *twin);
+extern bool rebuild_tidy(Projection *twin);
 
 /* inline.c */
 extern void inline_init(void);
@@ -178,5 +185,6 @@ extern void projection_init(void);
 /* refresh.c */
 extern bool refresh_run(Projection *projection, int64 max_count, TimestampTz until,
 						int64 *total);
+extern void refresh_tidy(int32 id);
 
 #endif

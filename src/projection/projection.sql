@@ -40,6 +40,7 @@ CREATE TABLE event_store.projection (
 	rebuilds		int,
 	keep_old		boolean NOT NULL DEFAULT false,
 	since			bigint,
+	start_after		bigint NOT NULL,
 	created_at		timestamptz NOT NULL DEFAULT now(),
 	CONSTRAINT projection_pkey PRIMARY KEY (id),
 	CONSTRAINT projection_name_key UNIQUE (name),
@@ -74,6 +75,7 @@ COMMENT ON COLUMN event_store.projection.tables IS 'the tables that its handler 
 COMMENT ON COLUMN event_store.projection.rebuilds IS 'id of the projection that it is a rebuild of, or that has replaced it; NULL: it is in service';
 COMMENT ON COLUMN event_store.projection.keep_old IS 'of a rebuild: whether that one is kept afterwards';
 COMMENT ON COLUMN event_store.projection.since IS 'id of the transaction in which a rebuild had caught up, or one that was in service was replaced; NULL: neither';
+COMMENT ON COLUMN event_store.projection.start_after IS 'the position after which it began';
 COMMENT ON COLUMN event_store.projection.created_at IS 'when it was created';
 SELECT pg_extension_config_dump('event_store.projection', '');
 
@@ -84,6 +86,7 @@ CREATE TABLE event_store.projection_checkpoint (
 	applied			bigint NOT NULL,
 	applied_at		timestamptz NOT NULL,
 	rate			float8 NOT NULL,
+	rate_since		timestamptz NOT NULL,
 	CONSTRAINT projection_checkpoint_pkey PRIMARY KEY (projection_id, version)
 );
 ALTER TABLE event_store.projection_checkpoint OWNER TO @extowner@;
@@ -93,7 +96,8 @@ COMMENT ON COLUMN event_store.projection_checkpoint.version IS 'rises with each 
 COMMENT ON COLUMN event_store.projection_checkpoint.position IS 'all events up to here have been applied, or passed over';
 COMMENT ON COLUMN event_store.projection_checkpoint.applied IS 'how many so far';
 COMMENT ON COLUMN event_store.projection_checkpoint.applied_at IS 'when the last were';
-COMMENT ON COLUMN event_store.projection_checkpoint.rate IS 'how many a second about then: the mean of the last minute, roughly';
+COMMENT ON COLUMN event_store.projection_checkpoint.rate IS 'how many a second about then, each time weighed by exp(-age / 1 min): the share of all weights since rate_since has to be divided out';
+COMMENT ON COLUMN event_store.projection_checkpoint.rate_since IS 'since when they are counted; of a rebuild moved on by the times when nobody works at it';
 SELECT pg_extension_config_dump('event_store.projection_checkpoint', '');
 
 CREATE TABLE event_store.projection_error (
@@ -350,7 +354,8 @@ CREATE VIEW event_store.projections AS
 		   CASE WHEN p.mode = 'async' THEN (SELECT statement_timestamp() - l.oldest_recorded_at FROM event_store.projection_lag(p.name, 1) AS l) END AS lag,
 		   c.applied,
 		   c.applied_at,
-		   c.rate * exp(least(extract(epoch FROM c.applied_at - statement_timestamp())::float8 / 60, 0)) AS rate,
+		   c.rate * exp(least(extract(epoch FROM c.applied_at - statement_timestamp())::float8 / 60, 0))
+			/ (1 - exp(-greatest(extract(epoch FROM statement_timestamp() - c.rate_since)::float8, 0.001) / 60)) AS rate,
 		   nullif(e.position, 0) AS failed_position,
 		   e.attempts,
 		   e.sql_state,
@@ -403,19 +408,23 @@ COMMENT ON COLUMN event_store.projections.created_at IS 'when it was created';
 
 CREATE VIEW event_store.projection_rebuilds AS
 	SELECT s.name AS projection,
-		   CASE WHEN n.status = 'running' THEN CASE WHEN n.positions_behind = 0 THEN 'switching' ELSE 'building' END
+		   CASE WHEN n.status = 'running' THEN CASE WHEN n.positions_behind = 0 OR t.since IS NOT NULL THEN 'switching' ELSE 'building' END
 				ELSE n.status END AS phase,
 		   n.checkpoint AS done,
 		   event_store.settled_position() AS total,
 		   n.applied AS events,
-		   n.rate,
-		   CASE WHEN n.status = 'running' AND n.rate > 0 AND n.checkpoint > 0 THEN statement_timestamp()
-				+ make_interval(secs => n.positions_behind * (n.applied::float8 / n.checkpoint) / n.rate) END AS expected_end,
+		   c.rate,
+		   CASE WHEN n.status = 'running' AND c.rate > 0 AND n.checkpoint > t.start_after THEN statement_timestamp()
+				+ make_interval(secs => CASE WHEN n.open_events < 10000 THEN n.open_events
+				ELSE greatest(n.open_events, n.positions_behind * (n.applied::float8 / (n.checkpoint - t.start_after))) END / c.rate) END AS expected_end,
 		   n.message,
 		   n.created_at AS started_at
 	  FROM event_store.projection AS t
 	  JOIN event_store.projection AS s ON s.id = t.rebuilds
-	  JOIN event_store.projections AS n ON n.name = t.name;
+	  JOIN event_store.projections AS n ON n.name = t.name
+	  CROSS JOIN LATERAL (SELECT k.rate / (1 - exp(-greatest(extract(epoch FROM k.applied_at - k.rate_since)::float8, 0.001) / 60)) AS rate
+							FROM event_store.projection_checkpoint AS k
+						   WHERE k.projection_id = t.id ORDER BY k.version DESC LIMIT 1) AS c;
 ALTER VIEW event_store.projection_rebuilds OWNER TO @extowner@;
 COMMENT ON VIEW event_store.projection_rebuilds IS 'projections that are being rebuilt, and how far that is';
 COMMENT ON COLUMN event_store.projection_rebuilds.projection IS 'the projection''s name';
@@ -423,8 +432,8 @@ COMMENT ON COLUMN event_store.projection_rebuilds.phase IS 'building; switching,
 COMMENT ON COLUMN event_store.projection_rebuilds.done IS 'position that the rebuild has come to';
 COMMENT ON COLUMN event_store.projection_rebuilds.total IS 'the settled mark';
 COMMENT ON COLUMN event_store.projection_rebuilds.events IS 'events that it has applied';
-COMMENT ON COLUMN event_store.projection_rebuilds.rate IS 'how many a second, over the last minute or so';
-COMMENT ON COLUMN event_store.projection_rebuilds.expected_end IS 'when it has caught up, at that rate';
+COMMENT ON COLUMN event_store.projection_rebuilds.rate IS 'how many a second, over the last minute or so, not counting times when nobody worked at it';
+COMMENT ON COLUMN event_store.projection_rebuilds.expected_end IS 'when it has caught up, at that rate, if it is worked at: up to 10,000 open events are counted, more are reckoned from how many there have been so far; NULL: not known';
 COMMENT ON COLUMN event_store.projection_rebuilds.message IS 'of the error that it has met last';
 COMMENT ON COLUMN event_store.projection_rebuilds.started_at IS 'when it began';
 

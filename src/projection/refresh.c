@@ -30,9 +30,11 @@
 #include "nodes/parsenodes.h"
 #include "pgstat.h"
 #include "storage/latch.h"
+#include "storage/proc.h"
 #include "tcop/pquery.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
@@ -64,6 +66,12 @@ PG_FUNCTION_INFO_V1(event_store_is_replaying);
 /* refresh_projection() was asked to tell of each batch */
 static bool progress = false;
 
+/* how long a refresh waits for who is in the way of a rebuild's change of places, in milliseconds */
+#define PATIENCE		100
+
+/* a rebuild at which nobody has worked for longer was left alone, in microseconds */
+#define IDLE_TIME		(5 * USECS_PER_SEC)
+
 /* positions that pass by unread before a refresh that finds nothing writes the checkpoint */
 #define WORTH_A_WRITE	1000
 
@@ -73,6 +81,7 @@ typedef struct LogSource
 	EventSource source;
 	Reader	   *reader;
 	const NameList *types;		/* to be looked at here; NULL: the reader does */
+	int64		last;			/* none beyond */
 	bool		has_until;
 	TimestampTz until;			/* recorded then or before */
 } LogSource;
@@ -86,6 +95,8 @@ next_in_log(EventSource *source, Datum *values, bool *nulls)
 	{
 		text	   *type;
 
+		if (DatumGetInt64(values[RE_POSITION]) > log->last)
+			return false;
 		/* it never falls with position */
 		if (log->has_until && DatumGetTimestampTz(values[RE_RECORDED_AT]) > log->until)
 			return false;
@@ -124,6 +135,7 @@ open_log(LogSource *log, const Projection *projection, int64 after, bool positio
 	memset(log, 0, sizeof(LogSource));
 	log->source.next = next_in_log;
 	log->source.want = positions_only ? NULL : want_of_log;
+	log->last = PG_INT64_MAX;
 	log->reader = reader_open(&request);
 }
 
@@ -184,8 +196,9 @@ try_batch(const Projection *projection, int64 max_count, Applied *applied, int64
 		int64		writes = rebuild_writes_in_service(projection);
 
 		open_log(&log, projection, projection->position, projection->kind == PROJECTION_MATVIEW);
+		log.last = projection->limit;
 		apply_batch(projection, &log.source, max_count, applied);
-		*mark = reader_counts(log.reader).mark;
+		*mark = Min(reader_counts(log.reader).mark, projection->limit);
 		reader_close(log.reader);
 		if (rebuild_writes_in_service(projection) != writes)
 			ereport(ERROR,
@@ -229,8 +242,11 @@ put_off(Projection *projection, ErrorData *error)
 	int			attempts = projection->failing && projection->failed_position == 0 ?
 		projection->attempts + 1 : 1;
 
-	projection_write_error(projection, error, 0, false, next_attempt(projection, attempts));
+	projection->next_attempt_at = next_attempt(projection, attempts);
+	projection_write_error(projection, error, 0, false, projection->next_attempt_at);
 	projection->failing = true;
+	projection->failed_position = 0;
+	projection->attempts = attempts;
 	/* others pass by themselves */
 	if (trouble_of(projection, error) == TROUBLE_EVENT ||
 		ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION ||
@@ -370,6 +386,21 @@ refresh_run(Projection *projection, int64 max_count, TimestampTz until, int64 *t
 
 	*total = 0;
 	projection_check_snapshot(projection);
+
+	/*
+	 * The rate of a rebuild, by which its end is expected, is that of the times when it is
+	 * worked at: others are taken out.
+	 */
+	if (projection->rebuilds != 0)
+	{
+		int64		idle = GetCurrentTimestamp() - projection->applied_at;
+
+		if (projection->applied == 0 || idle > IDLE_TIME)
+		{
+			projection->applied_at += idle;
+			projection->rate_since += idle;
+		}
+	}
 	if (projection->paused || projection->stopped ||
 		(projection->failing && projection->next_attempt_at > GetCurrentTimestamp()))
 		more = false;
@@ -445,33 +476,117 @@ lock_to_refresh(text *name, Projection *projection)
 }
 
 /*
- * Refreshes one that is locked, and what rebuilds it.  A rebuild that has caught up
- * takes its place.
+ * Does something with a rebuild for which others may be in the way: they are waited
+ * for no longer than an instant, and if it cannot be done no lock is left behind.
+ * Other errors are the rebuild's.
  */
+static bool
+attempt(Projection *twin, bool (*what) (Projection *twin))
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+	volatile bool done = false;
+
+	BeginInternalSubTransaction(NULL);
+	PG_TRY();
+	{
+		int			level = NewGUCNestLevel();
+
+		if (LockTimeout == 0 || LockTimeout > PATIENCE)
+			(void) set_config_option("lock_timeout", psprintf("%d", PATIENCE), PGC_USERSET,
+									 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+		done = what(twin);
+		AtEOXact_GUC(false, level);
+		if (done)
+			ReleaseCurrentSubTransaction();
+		else
+			RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		if (trouble_of(twin, error) == TROUBLE_CALLER)
+			ReThrowError(error);
+	}
+	PG_END_TRY();
+	if (error != NULL && error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE &&
+		error->sqlerrcode != ERRCODE_T_R_DEADLOCK_DETECTED &&
+		error->sqlerrcode != ERRCODE_OBJECT_IN_USE &&
+		error->sqlerrcode != ERRCODE_ACTIVE_SQL_TRANSACTION)
+		put_off(twin, error);
+	return done;
+}
+
+/* Has something gone wrong with it, and is not to be tried again yet? */
+static bool
+has_to_wait(const Projection *projection)
+{
+	return projection->stopped ||
+		(projection->failing &&
+		 (projection->failed_position != 0 || projection->next_attempt_at > GetCurrentTimestamp()));
+}
+
+/* Drops what was in service before a rebuild, and is locked, if that can be done now. */
+void
+refresh_tidy(int32 id)
+{
+	Projection	twin;
+
+	if (projection_read_id(id, &twin) && !has_to_wait(&twin))
+		(void) attempt(&twin, rebuild_tidy);
+}
+
+/* A rebuild that has caught up takes its place, if nobody is in the way. */
+static void
+take_place(Projection *twin)
+{
+	int32		served = twin->rebuilds;
+
+	if (!twin->paused && !has_to_wait(twin) && rebuild_is_due(twin) &&
+		attempt(twin, rebuild_switch))
+		refresh_tidy(served);
+}
+
+/* Refreshes one that is locked, and what rebuilds it. */
 static int64
 refresh_both(Projection *projection, int64 max_count)
 {
 	int64		total = 0;
 	int64		rebuilt = 0;
 	Projection	twin;
+	bool		leads = false;
+	bool		found;
 
-	if (projection->mode == PROJECTION_ASYNC)
-		(void) refresh_run(projection, max_count, 0, &total);
 	if (projection->rebuilds != 0)
 	{
-		if (!projection->paused && !projection->failing)
-			(void) rebuild_switch(projection, false);
+		if (!refresh_run(projection, max_count, 0, &total))
+			take_place(projection);
 		return total;
 	}
-	if (total >= max_count || !projection_read_twin(projection->id, &twin) ||
-		apply_is_running(twin.id) || !projection_lock(twin.id, false) ||
-		!projection_read_id(twin.id, &twin))
+	found = projection_read_twin(projection->id, &twin) && !apply_is_running(twin.id) &&
+		projection_lock(twin.id, false) && projection_read_id(twin.id, &twin);
+	if (found && (leads = rebuild_leads(&twin)))
+		(void) refresh_run(&twin, max_count, 0, &rebuilt);
+	if (projection->mode == PROJECTION_ASYNC)
+	{
+		projection->limit = rebuild_limit(projection);
+		(void) refresh_run(projection, max_count, 0, &total);
+	}
+	if (!found)
 		return total;
-	rebuild_tidy(&twin);
-	if (twin.paused)
-		return total;
-	if (!refresh_run(&twin, max_count - total, 0, &rebuilt) && !twin.failing)
-		(void) rebuild_switch(&twin, false);
+	refresh_tidy(twin.id);
+	if (!projection_read_id(twin.id, &twin) || twin.paused)
+		return total + rebuilt;
+	if (leads || (total < max_count && !refresh_run(&twin, max_count - total, 0, &rebuilt)))
+		take_place(&twin);
 	return total + rebuilt;
 }
 
@@ -567,7 +682,7 @@ static Statement asynchronous = {
 	" LEFT JOIN event_store.projection_error AS e ON e.projection_id = p.id"
 	" WHERE p.mode = 'async' AND NOT p.paused"
 	" AND (e.projection_id IS NULL OR (NOT e.stopped AND e.next_attempt_at <= pg_catalog.clock_timestamp()))"
-	" ORDER BY p.id"
+	" ORDER BY p.rebuilds IS NULL, p.id"
 };
 
 static Statement out_of_service = {
@@ -600,8 +715,9 @@ tidy_all(void)
 
 		if (!apply_is_running(ids[i]) && projection_lock(ids[i], false) &&
 			projection_read_id(ids[i], &twin))
-			rebuild_tidy(&twin);
+			refresh_tidy(ids[i]);
 	}
+	projection_drop_left_tables();
 }
 
 /*
@@ -644,11 +760,13 @@ refresh_all(int64 time)
 			continue;
 		if (projection_read_id(projection.id, &projection) && projection.mode == PROJECTION_ASYNC)
 		{
-			bool		again = refresh_run(&projection, PG_INT64_MAX,
-											time == 0 ? 0 : start + time * (i + 1) / count, &applied);
+			bool		again;
 
-			if (!again && projection.rebuilds != 0 && !projection.paused && !projection.failing)
-				(void) rebuild_switch(&projection, false);
+			projection.limit = rebuild_limit(&projection);
+			again = refresh_run(&projection, PG_INT64_MAX,
+								time == 0 ? 0 : start + time * (i + 1) / count, &applied);
+			if (!again && projection.rebuilds != 0)
+				take_place(&projection);
 			more |= again;
 		}
 		total += applied;
@@ -807,6 +925,7 @@ live_state(const Projection *projection, text *key, bool *isnull)
 		request.max_count = PG_INT64_MAX;
 		memset(&log, 0, sizeof(log));
 		log.source.next = next_in_log;
+		log.last = PG_INT64_MAX;
 		log.types = projection->by_type ? &projection->types : NULL;
 		log.reader = reader_open(&request);
 	}
