@@ -715,10 +715,10 @@ static void
 apply_event(const Projection *projection, Handler *handler, EventSource *source,
 			int64 max_count, Applied *applied)
 {
-	TupleDesc	desc = lookup_rowtype_tupdesc(catalog_store()->recorded_event, -1);
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "event_store event",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext saved = CurrentMemoryContext;
+	ExpandedRecordHeader *row = scan_make_row(saved);
 	Datum		values[RE_NATTS];
 	bool		nulls[RE_NATTS];
 
@@ -738,7 +738,7 @@ apply_event(const Projection *projection, Handler *handler, EventSource *source,
 		applied->position = DatumGetInt64(values[RE_POSITION]);
 		MemoryContextSwitchTo(context);
 		InitFunctionCallInfoData(*call, &handler->function, 1, InvalidOid, NULL, NULL);
-		call->args[0].value = HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
+		call->args[0].value = scan_row_value(row, values, nulls);
 		call->args[0].isnull = false;
 		(void) FunctionCallInvoke(call);
 		MemoryContextSwitchTo(saved);
@@ -748,7 +748,7 @@ apply_event(const Projection *projection, Handler *handler, EventSource *source,
 	}
 	running->values = NULL;
 	MemoryContextDelete(context);
-	ReleaseTupleDesc(desc);
+	MemoryContextDelete(row->hdr.eoh_context);
 }
 
 /* ----------------------------------------------------------------

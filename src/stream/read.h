@@ -9,6 +9,7 @@
 #include "fmgr.h"
 #include "nodes/extensible.h"
 #include "nodes/pathnodes.h"
+#include "utils/expandedrecord.h"
 #include "utils/uuid.h"
 
 #include "common/values.h"
@@ -108,6 +109,8 @@ extern ReadCounts reader_counts(const Reader *reader);
 /* scan.c */
 extern void scan_add_function(const ReadFunction *function);
 extern Datum scan_rows(FunctionCallInfo fcinfo);
+extern ExpandedRecordHeader *scan_make_row(MemoryContext context);
+extern Datum scan_row_value(ExpandedRecordHeader *row, Datum *values, bool *nulls);
 extern CustomScan *scan_make_plan(RelOptInfo *rel, CustomPath *path, List *tlist,
 								  List *clauses, const CustomScanMethods *methods);
 

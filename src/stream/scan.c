@@ -524,12 +524,7 @@ begin_scan(CustomScanState *node, EState *estate, int eflags)
 	InvokeFunctionExecuteHook(call->funcid);
 	state->arguments = ExecInitExprList(call->args, &node->ss.ps);
 	if (list_length(scan->custom_scan_tlist) > RE_NATTS)
-	{
-		state->row = make_expanded_record_from_typeid(call->funcresulttype, -1,
-													  estate->es_query_cxt);
-		if (state->row->nfields != RE_NATTS)
-			elog(ERROR, "recorded_event has %d columns", state->row->nfields);
-	}
+		state->row = scan_make_row(estate->es_query_cxt);
 	state->context = AllocSetContextCreate(estate->es_query_cxt,
 										   "event_store scan",
 										   ALLOCSET_DEFAULT_SIZES);
@@ -577,30 +572,33 @@ close_scan(ReadScanState *state)
 /*
  * The row as a value, good for as long as its columns are: whoever keeps it
  * copies it, and a copy is flat.  A record with values out of line would have
- * to fetch them into memory of its own, so such a row is made at once.
+ * to fetch them into memory of its own, so such a row is made at once, in the
+ * current context.
  */
-static Datum
-whole_row(ScanState *node, TupleTableSlot *slot)
+Datum
+scan_row_value(ExpandedRecordHeader *row, Datum *values, bool *nulls)
 {
-	ExpandedRecordHeader *row = ((ReadScanState *) node)->row;
-	MemoryContext saved;
-	Datum		value;
-
 	for (int i = 0; i < RE_NATTS; i++)
-		if (!slot->tts_isnull[i] && TupleDescAttr(row->er_tupdesc, i)->attlen == -1 &&
-			VARATT_IS_EXTERNAL(DatumGetPointer(slot->tts_values[i])))
-		{
-			saved = MemoryContextSwitchTo(node->ps.ps_ExprContext->ecxt_per_tuple_memory);
-			value = HeapTupleGetDatum(heap_form_tuple(row->er_tupdesc, slot->tts_values,
-													  slot->tts_isnull));
-			MemoryContextSwitchTo(saved);
-			return value;
-		}
-	row->dvalues = slot->tts_values;
-	row->dnulls = slot->tts_isnull;
+		if (!nulls[i] && TupleDescAttr(row->er_tupdesc, i)->attlen == -1 &&
+			VARATT_IS_EXTERNAL(DatumGetPointer(values[i])))
+			return HeapTupleGetDatum(heap_form_tuple(row->er_tupdesc, values, nulls));
+	row->dvalues = values;
+	row->dnulls = nulls;
 	row->flags = (row->flags & ER_FLAGS_NON_DATA) | ER_FLAG_DVALUES_VALID;
 	row->flat_size = 0;
 	return ExpandedRecordGetRODatum(row);
+}
+
+/* What scan_row_value() makes such values of. */
+ExpandedRecordHeader *
+scan_make_row(MemoryContext context)
+{
+	ExpandedRecordHeader *row = make_expanded_record_from_typeid(catalog_store()->recorded_event,
+																 -1, context);
+
+	if (row->nfields != RE_NATTS)
+		elog(ERROR, "recorded_event has %d columns", row->nfields);
+	return row;
 }
 
 static TupleTableSlot *
@@ -616,8 +614,11 @@ next_event(ScanState *node)
 		return slot;
 	if (state->row != NULL)
 	{
-		slot->tts_values[RE_NATTS] = whole_row(node, slot);
+		MemoryContext saved = MemoryContextSwitchTo(node->ps.ps_ExprContext->ecxt_per_tuple_memory);
+
+		slot->tts_values[RE_NATTS] = scan_row_value(state->row, slot->tts_values, slot->tts_isnull);
 		slot->tts_isnull[RE_NATTS] = false;
+		MemoryContextSwitchTo(saved);
 	}
 	return ExecStoreVirtualTuple(slot);
 }
