@@ -42,6 +42,8 @@ SELECT raises($$SELECT event_store.append(NULL, 'X', '1')$$);
 SELECT raises($$SELECT event_store.append('', 'X', '1')$$);
 SELECT raises($$SELECT event_store.append(E'a\nb', 'X', '1')$$);
 SELECT raises($$SELECT event_store.append(E'a\x7f', 'X', '1')$$);
+SELECT raises($$SELECT event_store.append('order-1', E'a\u0080', '1')$$);
+SELECT raises($$SELECT event_store.append('order-1', 'X', '1', source => E'\u009fb')$$);
 SELECT raises($$SELECT event_store.append(repeat('x', 1025), 'X', '1')$$);
 SELECT raises($$SELECT event_store.append(repeat('x', 1024), 'X', '1')$$);
 SELECT raises($$SELECT event_store.append('order-1', NULL, '1')$$);
@@ -65,7 +67,7 @@ SELECT left(stream, 10), max(version), count(*) FROM event_store.events GROUP BY
 
 -- names with all that is allowed
 SELECT (event_store.append(n, n, '1', source => n, correlation_id => n)).last_version
-  FROM unnest(ARRAY['-', '-x', 'a-b-c', ' ', '''"; DROP', '$system', 'straße-1', repeat('é', 512)]) n;
+  FROM unnest(ARRAY['-', '-x', 'a-b-c', ' ', '''"; DROP', '$system', 'straße-1', E'a\u00a0b', repeat('é', 512)]) n;
 SELECT left(stream, 10), left(category, 10), left(type, 10), left(source, 10), left(correlation_id, 10)
   FROM event_store.events WHERE stream !~ '^(order|x)' ORDER BY position;
 

@@ -37,7 +37,15 @@ INSERT INTO reads VALUES
 	(14, 'SELECT * FROM event_store.stream_info(''order-1'')'),
 	(15, 'SELECT * FROM event_store.streams(''order'', NULL, 3)'),
 	(16, 'SELECT * FROM event_store.find_event(''00000000-0000-0000-0000-000000000001'', ''order-1'')'),
-	(17, 'SELECT event_store.append(''order-1'', ''Placed'', ''1'', event_id => ''00000000-0000-0000-0000-000000000001'')');
+	(17, 'SELECT event_store.append(''order-1'', ''Placed'', ''1'', event_id => ''00000000-0000-0000-0000-000000000001'')'),
+	(18, 'SELECT * FROM event_store.last_event(''order-1'', ''Placed'')'),
+	(19, 'SELECT * FROM event_store.read_stream(''order-1'', until_version => 3, backward => true, max_count => 1)'),
+	(20, 'SELECT * FROM event_store.read_stream(''order-1'', until_time => ''infinity'')'),
+	(21, 'SELECT * FROM event_store.read_all(types => ''{Rare}'', backward => true)'),
+	(22, 'SELECT * FROM event_store.events_since(''infinity'')'),
+	(23, 'SELECT * FROM event_store.events_since(''-infinity'', 3)'),
+	(24, 'SELECT * FROM event_store.events_since(''-infinity'', NULL, ''{rare}'')'),
+	(25, 'SELECT * FROM event_store.find_event((SELECT event_id FROM event_store.last_event(''rare-1'')))');
 SELECT event_store.append('order-1', 'Placed', '1', event_id => '00000000-0000-0000-0000-000000000001') IS NOT NULL;
 INSERT INTO event_store.events (stream, type, data) SELECT 'order-1', 'Placed', to_jsonb(i) FROM generate_series(1, 9) i;
 INSERT INTO event_store.events (stream, type, data) SELECT 'rare-1', 'Rare', to_jsonb(i) FROM generate_series(1, 5) i;

@@ -38,6 +38,20 @@ invalid_null(const char *what)
 			 errmsg("%s must not be NULL", what)));
 }
 
+/* How many bytes of a control character begin here: U+0080 to U+009F are some, too. */
+static int
+control_character(const char *at, int left)
+{
+	unsigned char c = (unsigned char) at[0];
+
+	if (c < 0x20 || c == 0x7F)
+		return 1;
+	if (c == 0xC2 && left > 1 && (unsigned char) at[1] < 0xA0 &&
+		GetDatabaseEncoding() == PG_UTF8)
+		return 2;
+	return 0;
+}
+
 /* A name has 1 to 1,024 bytes and no control characters. */
 void
 input_check_name(const char *what, const char *name, int len)
@@ -53,11 +67,17 @@ input_check_name(const char *what, const char *name, int len)
 				 errdetail("It has %d bytes; at most %d are allowed.",
 						   len, MAX_NAME_BYTES)));
 	for (int i = 0; i < len; i++)
-		if ((unsigned char) name[i] < 0x20 || name[i] == 0x7F)
+	{
+		int			bytes = control_character(name + i, len - i);
+
+		if (bytes > 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 					 errmsg("%s must not contain control characters", what),
-					 errdetail("Byte %d is 0x%02x.", i + 1, (unsigned char) name[i])));
+					 bytes == 1 ?
+					 errdetail("Byte %d is 0x%02x.", i + 1, (unsigned char) name[i]) :
+					 errdetail("Byte %d begins U+%04X.", i + 1, (unsigned char) name[i + 1])));
+	}
 }
 
 /* An argument that is a name of something, checked. */

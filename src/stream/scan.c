@@ -623,9 +623,32 @@ next_event(ScanState *node)
 	return ExecStoreVirtualTuple(slot);
 }
 
+/*
+ * READ COMMITTED joins a row anew that somebody has updated since the snapshot
+ * (EvalPlanQual). The event that it was joined with is handed out once more, from
+ * the row mark that carries it: to read again would give others, or, from a
+ * subscription, none. In a subquery there is none, and it is read.
+ */
 static bool
 recheck_event(ScanState *node, TupleTableSlot *slot)
 {
+	ReadScanState *state = (ReadScanState *) node;
+	CustomScan *scan = (CustomScan *) node->ps.plan;
+	EPQState   *epq = node->ps.state->es_epq_active;
+	int			rti = bms_singleton_member(scan->custom_relids);
+
+	if (epq->relsubs_rowmark[rti - 1] == NULL)
+		return !TupIsNull(next_event(node));
+	if (epq->relsubs_done[rti - 1])
+		return false;
+	epq->relsubs_done[rti - 1] = true;
+	if (!EvalPlanQualFetchRowMark(epq, rti, slot))
+		return false;
+	if (state->row != NULL)
+	{
+		slot->tts_values[RE_NATTS] = whole_row(node, slot);
+		slot->tts_isnull[RE_NATTS] = false;
+	}
 	return true;
 }
 
