@@ -52,6 +52,12 @@ SELECT bool_or(is_replay), count(*) FROM event_store.poll('ahead', NULL, auto_ac
 SELECT event_store.rewind_subscription('ahead', 10);
 SELECT bool_and(is_replay), count(*) FROM event_store.poll('ahead', NULL, auto_ack => true);
 
+-- to the end, and to a time
+SELECT event_store.rewind_subscription('ahead', to_time => 'infinity') = event_store.settled_position() AS at_end;
+SELECT count(*) FROM event_store.poll('ahead');
+SELECT event_store.rewind_subscription('ahead', to_time => (SELECT recorded_at FROM event_store.events WHERE position = 21)) BETWEEN 10 AND 20 AS before;
+SELECT event_store.rewind_subscription('ahead', to_time => '-infinity');
+
 -- passed over by more than a list holds, then dealt anew
 SELECT count(*) FROM (SELECT event_store.append_events('many-' || i % 7, (SELECT jsonb_agg(jsonb_build_object('type', 't', 'data', n)) FROM generate_series(1, 1501) n)) FROM generate_series(1, 7) i) x;
 SELECT event_store.create_subscription('many', categories => '{many}');

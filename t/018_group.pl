@@ -1,8 +1,8 @@
 # Groups, leases and competing consumers under fire.
 #
 # Five subscriptions of one store at once, each with consumers that work as a
-# client would, and fail as clients do: they are ended in the middle of
-# anything, fall silent and come back, leave, roll back, prepare and are
+# client would, and fail as clients do: they are ended, or killed with -9, in the
+# middle of anything, fall silent and come back, leave, roll back, prepare and are
 # committed or rolled back later, by others, and refuse events. Meanwhile writers
 # append, the worker deals, and comes and goes, the number of slots changes,
 # subscriptions are paused, circuit breakers open, dead letters are replayed, and
@@ -53,7 +53,7 @@ create_store($node, 'postgres', 64);
 $node->safe_psql('postgres', <<'EOT');
 SELECT event_store.start_worker();
 CREATE TABLE effect (n bigserial, subscription text, position bigint, stream text,
-	attempt int, consumer text, at timestamptz DEFAULT clock_timestamp());
+	attempt int, consumer text, is_replay boolean, at timestamptz DEFAULT clock_timestamp());
 CREATE TABLE acked (n bigserial, subscription text, position bigint, consumer text);
 SELECT event_store.create_subscription('leased', slots => 5, first_delay => '10 ms', max_attempts => 6,
 	breaker_failures => 3, breaker_window => '1 s', breaker_timeout => '50 ms', breaker_probes => 3);
@@ -138,6 +138,8 @@ sub go_on
 			usleep(20_000);
 			next;
 		}
+		# who kills clients goes by this
+		$session->try("SET application_name = 'client $session->{pid}'");
 		until ($session->{lost} || stopped())
 		{
 			$code->($session);
@@ -441,7 +443,7 @@ sub consume_in_transaction
 	{
 		my $count = $whole ? 'NULL' : 1 + int rand 20;
 		my $rows = do_sql($session, <<"EOT") or return;
-SELECT position, stream, attempt FROM event_store.poll('$subscription', $count)
+SELECT position, stream, attempt, is_replay FROM event_store.poll('$subscription', $count)
 EOT
 		push @batch, @$rows;
 	}
@@ -455,7 +457,7 @@ EOT
 	my $acks = rand() < 0.3 ? 0.9 : 1;
 	foreach (@batch)
 	{
-		my ($position, $stream, $attempt) = split /\|/;
+		my ($position, $stream, $attempt, $is_replay) = split /\|/;
 
 		next if $blocked{$stream};
 		if (rand() < $fails)
@@ -493,7 +495,8 @@ EOT
 			next;
 		}
 		do_sql($session, <<"EOT") or return;
-INSERT INTO effect (subscription, position, stream, attempt) VALUES ('$subscription', $position, '$stream', $attempt)
+INSERT INTO effect (subscription, position, stream, attempt, is_replay)
+VALUES ('$subscription', $position, '$stream', $attempt, '$is_replay')
 EOT
 		push @done, $position;
 	}
@@ -654,21 +657,26 @@ my $settler = start_worker(sub {
 	}
 });
 
-# Backends are ended; one time one is killed, and the server with it.
+# Backends are ended, and clients killed; one time a backend is, and the server with it.
 my $until = time + $seconds;
 my $crashed = 0;
 while (time < $until)
 {
 	usleep(100_000 + rand 200_000);
-	my $pid = eval { $node->safe_psql('postgres', <<'EOT') };
-SELECT pid FROM pg_stat_activity
+	my $found = eval { $node->safe_psql('postgres', <<'EOT') };
+SELECT pid, substring(application_name FROM '^client (\d+)$') FROM pg_stat_activity
 WHERE backend_type IN ('client backend', 'event_store worker') AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1
 EOT
-	next unless $pid;
+	next unless $found;
+	my ($pid, $client) = split /\|/, $found;
 	if (!$crashed && time > $until - $seconds / 2)
 	{
 		kill 'KILL', $pid;
 		$crashed = 1;
+	}
+	elsif ($client && rand() < 0.5)
+	{
+		kill 'KILL', $client;
 	}
 	else
 	{
@@ -733,8 +741,8 @@ sub drain
 		{
 			# a poll that waits, so as not to wait for nothing
 			$session->run(<<"EOT");
-WITH batch AS MATERIALIZED (SELECT position, stream, attempt FROM event_store.poll('$name', NULL, wait => '100 ms')),
-	done AS (INSERT INTO effect (subscription, position, stream, attempt) SELECT '$name', position, stream, attempt FROM batch ORDER BY position),
+WITH batch AS MATERIALIZED (SELECT position, stream, attempt, is_replay FROM event_store.poll('$name', NULL, wait => '100 ms')),
+	done AS (INSERT INTO effect (subscription, position, stream, attempt, is_replay) SELECT '$name', position, stream, attempt, is_replay FROM batch ORDER BY position),
 	noted AS (INSERT INTO acked (subscription, position) SELECT '$name', position FROM batch)
 SELECT event_store.ack('$name', array_agg(position)) FROM batch HAVING count(*) > 0
 EOT
@@ -882,6 +890,13 @@ SELECT position, count(f), count(a) FROM
 		WHERE subscription = 'again' AND consumer IS DISTINCT FROM 'rewind') a USING (position, i)
 WHERE f IS NULL OR a IS NULL GROUP BY position
 EOT
+query_is($node, 'postgres', 'again: what had its effect before is a replay, and says so', '', <<'EOT');
+SELECT position, i FROM
+	(SELECT position, is_replay, row_number() OVER (PARTITION BY position ORDER BY n) AS i FROM effect WHERE subscription = 'again') f
+WHERE i > 1 AND NOT is_replay LIMIT 5
+EOT
+query_is($node, 'postgres', 'nothing else is', '0',
+	q(SELECT count(*) FROM effect WHERE subscription <> 'again' AND is_replay));
 query_is($node, 'postgres', 'group: each effect once', '0',
 	q(SELECT count(*) - count(DISTINCT position) FROM effect WHERE subscription = 'group'));
 store_is_sound($node, 'postgres', 'at the end');

@@ -49,7 +49,12 @@ typedef struct Note
 	bool		always;			/* whether there is a notifier or not */
 } Note;
 
-/* what this transaction has appended, if it may have to notify by itself */
+/*
+ * What this transaction has appended, if it may have to notify by itself: most often
+ * one note is all, and the others come into a table.
+ */
+static Note first_note;
+static bool has_first = false;
 static HTAB *notes = NULL;
 
 /*
@@ -101,16 +106,21 @@ notify_store(const char *only_category, int64 count, int64 last_position)
  * ----------------------------------------------------------------
  */
 
-static void
-note_events(const StreamInput *stream, int64 count, int64 last_position)
+/* The note of a key; one that is new has no category yet. */
+static Note *
+find_note(const NoteKey *key)
 {
-	NoteKey		key;
 	Note	   *note;
 	bool		found;
 
-	memset(&key, 0, sizeof(key));
-	key.category_id = stream->category_id;
-	key.subid = GetCurrentSubTransactionId();
+	if (!has_first && notes == NULL)
+	{
+		memset(&first_note, 0, sizeof(Note));
+		first_note.key = *key;
+		has_first = true;
+	}
+	if (has_first && memcmp(&first_note.key, key, sizeof(NoteKey)) == 0)
+		return &first_note;
 	if (notes == NULL)
 	{
 		HASHCTL		control;
@@ -121,14 +131,25 @@ note_events(const StreamInput *stream, int64 count, int64 last_position)
 		notes = hash_create("event_store notes", 16, &control,
 							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	}
-	note = hash_search(notes, &key, HASH_ENTER, &found);
+	note = hash_search(notes, key, HASH_ENTER, &found);
 	if (!found)
 	{
-		note->count = 0;
-		note->last_position = 0;
-		note->category = NULL;
-		note->always = false;
+		memset(note, 0, sizeof(Note));
+		note->key = *key;
 	}
+	return note;
+}
+
+static void
+note_events(const StreamInput *stream, int64 count, int64 last_position)
+{
+	NoteKey		key;
+	Note	   *note;
+
+	memset(&key, 0, sizeof(key));
+	key.category_id = stream->category_id;
+	key.subid = GetCurrentSubTransactionId();
+	note = find_note(&key);
 	if (note->category == NULL)
 		note->category = MemoryContextStrdup(TopTransactionContext,
 											 pnstrdup(stream->name,
@@ -188,7 +209,7 @@ static void
 send_notes(void)
 {
 	bool		all = !wake_notifier_is_there();
-	int			n = hash_get_num_entries(notes);
+	int			n = has_first + (notes == NULL ? 0 : hash_get_num_entries(notes));
 	Note	  **sorted = palloc(sizeof(Note *) * Max(n, 1));
 	HASH_SEQ_STATUS status;
 	Note	   *note;
@@ -197,10 +218,15 @@ send_notes(void)
 	int			ncategories = 0;
 	int			i = 0;
 
-	hash_seq_init(&status, notes);
-	while ((note = hash_seq_search(&status)) != NULL)
-		if (all || note->always)
-			sorted[i++] = note;
+	if (has_first && (all || first_note.always))
+		sorted[i++] = &first_note;
+	if (notes != NULL)
+	{
+		hash_seq_init(&status, notes);
+		while ((note = hash_seq_search(&status)) != NULL)
+			if (all || note->always)
+				sorted[i++] = note;
+	}
 	n = i;
 	qsort(sorted, n, sizeof(Note *), compare_notes);
 	for (i = 0; i < n;)
@@ -232,7 +258,7 @@ xact_callback(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_PRE_COMMIT:
-			if (notes != NULL)
+			if (has_first || notes != NULL)
 				send_notes();
 			break;
 		case XACT_EVENT_COMMIT:
@@ -240,9 +266,11 @@ xact_callback(XactEvent event, void *arg)
 			if (settled_own_bound() != 0)
 				wake_at_end();
 			notes = NULL;
+			has_first = false;
 			break;
 		case XACT_EVENT_PREPARE:
 			notes = NULL;
+			has_first = false;
 			break;
 		default:
 			break;
@@ -257,7 +285,11 @@ subxact_callback(SubXactEvent event, SubTransactionId my_subid,
 	HASH_SEQ_STATUS status;
 	Note	   *note;
 
-	if (event != SUBXACT_EVENT_ABORT_SUB || notes == NULL)
+	if (event != SUBXACT_EVENT_ABORT_SUB)
+		return;
+	if (has_first && first_note.key.subid >= my_subid)
+		has_first = false;
+	if (notes == NULL)
 		return;
 	hash_seq_init(&status, notes);
 	while ((note = hash_seq_search(&status)) != NULL)
