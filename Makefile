@@ -82,7 +82,8 @@ EXTRA_CLEAN = $(DATA_built) results output_iso tmp_check regression.diffs regres
 REGRESS = common_install common_caches stream_append stream_batch stream_append_only \
 	stream_bulk stream_read stream_cost position_segments worker_task subscription_poll \
 	subscription_failure subscription_lease subscription_edges subscription_replay \
-	projection_fold projection_kinds projection_batch projection_failure projection_inline projection_rebuild \
+	projection_fold projection_kinds projection_batch projection_hostile projection_failure \
+	projection_inline projection_rebuild \
 	snapshot_load snapshot_state snapshot_take
 REGRESS_OPTS = --inputdir=. --load-extension=plpgsql
 ISOLATION = $(patsubst specs/%.spec,%,$(sort $(wildcard specs/*.spec)))

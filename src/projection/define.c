@@ -394,6 +394,17 @@ projection_lock_keys(int32 id, bool all)
 	(void) LockAcquire(&tag, all ? ExclusiveLock : ShareLock, false, false);
 }
 
+/* Its own handler is running. */
+void
+projection_not_by_handler(const Projection *projection)
+{
+	if (apply_is_running(projection->id))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("projection \"%s\" cannot be changed by its own handler",
+						projection->name)));
+}
+
 /*
  * Reads a projection by name, and locks it, waiting for who has it; what is read
  * is what holds with the lock.
@@ -407,11 +418,7 @@ projection_read_locked(text *name, Projection *projection)
 
 		projection_read(name, projection);
 		id = projection->id;
-		if (apply_is_running(id))
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_IN_USE),
-					 errmsg("projection \"%s\" cannot be changed by its own handler",
-							projection->name)));
+		projection_not_by_handler(projection);
 		(void) projection_lock(id, true);
 		projection_read(name, projection);
 		if (projection->id == id)
@@ -1209,6 +1216,7 @@ event_store_drop_projection(PG_FUNCTION_ARGS)
 	projection_require_owner(&projection);
 	if (projection_read_twin(projection.id, &twin))
 	{
+		projection_not_by_handler(&twin);
 		(void) projection_lock(twin.id, true);
 		projection_remove(&twin);
 	}
@@ -1231,6 +1239,11 @@ set_paused(FunctionCallInfo fcinfo, bool paused)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("only an asynchronous projection can be paused or resumed")));
+	if (rebuild_was_in_service(&projection))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("projection \"%s\" was in service before a rebuild, and stands still", projection.name),
+				 errhint("revert_rebuild() goes back to it, if it is kept.")));
 	values[0] = Int32GetDatum(projection.id);
 	values[1] = BoolGetDatum(paused);
 	owner_begin(&saved);

@@ -829,12 +829,12 @@ note_since(int32 id, uint64 since)
 }
 
 /* Was a twin in service before a rebuild? */
-static bool
-was_in_service(const Projection *twin)
+bool
+rebuild_was_in_service(const Projection *twin)
 {
 	int			len = strlen(twin->name);
 
-	return len > 6 && strcmp(twin->name + len - 6, " (old)") == 0;
+	return twin->rebuilds != 0 && len > 6 && strcmp(twin->name + len - 6, " (old)") == 0;
 }
 
 /*
@@ -844,7 +844,7 @@ was_in_service(const Projection *twin)
 bool
 rebuild_tidy(Projection *twin)
 {
-	if (!was_in_service(twin) || twin->keep_old ||
+	if (!rebuild_was_in_service(twin) || twin->keep_old ||
 		(twin->kind == PROJECTION_FOLD && twin->since == this_transaction()) ||
 		!snapshots_have_passed(twin->since, false))
 		return false;
@@ -891,7 +891,7 @@ rebuild_limit(const Projection *projection)
 	Projection	twin;
 
 	if (projection->rebuilds != 0 || !projection_read_twin(projection->id, &twin) ||
-		twin.since == 0 || twin.tables.count == 0 || was_in_service(&twin))
+		twin.since == 0 || twin.tables.count == 0 || rebuild_was_in_service(&twin))
 		return PG_INT64_MAX;
 	if (twin.paused || twin.failing)
 	{
@@ -914,7 +914,7 @@ rebuild_forget_lead(int32 id)
 {
 	Projection	twin;
 
-	if (projection_read_twin(id, &twin) && !was_in_service(&twin))
+	if (projection_read_twin(id, &twin) && !rebuild_was_in_service(&twin))
 		note_since(twin.id, 0);
 }
 
@@ -951,6 +951,51 @@ run(const char *sql, int nargs, Oid *types, Datum *values)
 	if (SPI_execute_with_args(sql, nargs, types, values, NULL, false, 0) < 0)
 		elog(ERROR, "could not execute a statement of projections");
 	owner_end(&saved);
+}
+
+/* Its names are to be had, and its tables nobody else's. */
+static void
+require_alone(const Projection *projection)
+{
+	Oid			types[3] = {INT4OID, TEXTOID, TEXTARRAYOID};
+	Datum		values[3];
+	char		nulls[4] = "   ";
+	Datum	   *names = palloc(sizeof(Datum) * Max(projection->tables.count, 1));
+	OwnerSwitch saved;
+	char	   *other = NULL;
+	bool		by_name = false;
+	bool		isnull;
+
+	for (int i = 0; i < projection->tables.count; i++)
+		names[i] = PointerGetDatum(projection->tables.names[i]);
+	values[0] = Int32GetDatum(projection->id);
+	values[1] = PointerGetDatum(cstring_to_text(projection->name));
+	values[2] = PointerGetDatum(construct_array(names, projection->tables.count, TEXTOID, -1, false,
+												TYPALIGN_INT));
+	state_begin(&saved);
+	if (SPI_execute_with_args("SELECT p.name, p.name IN ($2 || ' (new)', $2 || ' (old)')"
+							  " FROM event_store.projection AS p WHERE p.id <> $1"
+							  " AND p.rebuilds IS DISTINCT FROM $1"
+							  " AND (p.name IN ($2 || ' (new)', $2 || ' (old)') OR p.tables && $3)"
+							  " ORDER BY 2 DESC, 1", 3, types, values, nulls, false, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not read projections");
+	if (SPI_processed > 0)
+	{
+		other = text_to_cstring(DatumGetTextPP(SPI_getbinval(SPI_tuptable->vals[0],
+															 SPI_tuptable->tupdesc, 1, &isnull)));
+		by_name = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+		if (by_name)
+			ereport(ERROR,
+					(errcode(ERRCODE_VE_PROJECTION_EXISTS),
+					 errmsg("projection \"%s\" exists already", other),
+					 errdetail("A rebuild of \"%s\" would have that name.", projection->name)));
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("projection \"%s\" writes a table of projection \"%s\", too", other,
+						projection->name),
+				 errdetail("A rebuild of the one would not have what the other has written.")));
+	}
+	state_end(&saved);
 }
 
 /*
@@ -990,6 +1035,7 @@ rebuild_switch(Projection *twin)
 		projection_clear_error(twin);
 	if (twin->tables.count > 0)
 	{
+		require_alone(&served);
 		pairs = lock_tables(twin);
 		for (int i = 0; i < list_length(pairs); i += 2)
 			swap_table(list_nth_oid(pairs, i), list_nth_oid(pairs, i + 1));
@@ -1048,6 +1094,7 @@ read_both(FunctionCallInfo fcinfo, Projection *projection, Projection *twin)
 				 errhint("Give the name of the projection in service.")));
 	if (!projection_read_twin(projection->id, twin))
 		return false;
+	projection_not_by_handler(twin);
 	(void) projection_lock(twin->id, true);
 	return projection_read_id(twin->id, twin);
 }
@@ -1078,7 +1125,7 @@ event_store_rebuild_projection(PG_FUNCTION_ARGS)
 	projection_guard("event_store.rebuild_projection()");
 	if (read_both(fcinfo, &projection, &twin))
 	{
-		if (!was_in_service(&twin))
+		if (!rebuild_was_in_service(&twin))
 			ereport(ERROR,
 					(errcode(ERRCODE_VE_PROJECTION_EXISTS),
 					 errmsg("projection \"%s\" is being rebuilt", projection.name),
@@ -1095,6 +1142,7 @@ event_store_rebuild_projection(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("the tables of projection \"%s\" are not known", projection.name),
 				 errhint("Name those that its handler writes by alter_projection(tables => ...).")));
+	require_alone(&projection);
 	if (strlen(projection.name) > MAX_NAME_BYTES - 6)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
@@ -1155,7 +1203,7 @@ event_store_finish_rebuild(PG_FUNCTION_ARGS)
 	int64		applied;
 
 	projection_guard("event_store.finish_rebuild()");
-	if (!read_both(fcinfo, &projection, &twin) || was_in_service(&twin))
+	if (!read_both(fcinfo, &projection, &twin) || rebuild_was_in_service(&twin))
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_NO_PROJECTION),
 				 errmsg("projection \"%s\" is not being rebuilt", projection.name)));
@@ -1194,7 +1242,7 @@ event_store_revert_rebuild(PG_FUNCTION_ARGS)
 	Projection	twin;
 
 	projection_guard("event_store.revert_rebuild()");
-	if (!read_both(fcinfo, &projection, &twin) || !was_in_service(&twin) ||
+	if (!read_both(fcinfo, &projection, &twin) || !rebuild_was_in_service(&twin) ||
 		!twin.keep_old)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_NO_PROJECTION),
