@@ -152,7 +152,7 @@ batch_is_read_once(Query *query)
 		RangeTblEntry *entry;
 		Node	   *from;
 
-		if (query->setOperations != NULL || query->hasSubLinks ||
+		if (query->setOperations != NULL || query->hasSubLinks || query->rowMarks != NIL ||
 			query->hasModifyingCTE || query->cteList != NIL ||
 			list_length(query->jointree->fromlist) != 1)
 			return false;

@@ -972,7 +972,7 @@ require_alone(const Projection *projection)
 	values[1] = PointerGetDatum(cstring_to_text(projection->name));
 	values[2] = PointerGetDatum(construct_array(names, projection->tables.count, TEXTOID, -1, false,
 												TYPALIGN_INT));
-	state_begin(&saved);
+	owner_begin(&saved);
 	if (SPI_execute_with_args("SELECT p.name, p.name IN ($2 || ' (new)', $2 || ' (old)')"
 							  " FROM event_store.projection AS p WHERE p.id <> $1"
 							  " AND p.rebuilds IS DISTINCT FROM $1"
@@ -995,7 +995,7 @@ require_alone(const Projection *projection)
 						projection->name),
 				 errdetail("A rebuild of the one would not have what the other has written.")));
 	}
-	state_end(&saved);
+	owner_end(&saved);
 }
 
 /*

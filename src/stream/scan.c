@@ -601,6 +601,20 @@ scan_make_row(MemoryContext context)
 	return row;
 }
 
+/* The column of a slot that is the row itself, if there is one. */
+static void
+put_row(ReadScanState *state, TupleTableSlot *slot)
+{
+	MemoryContext saved;
+
+	if (state->row == NULL)
+		return;
+	saved = MemoryContextSwitchTo(state->css.ss.ps.ps_ExprContext->ecxt_per_tuple_memory);
+	slot->tts_values[RE_NATTS] = scan_row_value(state->row, slot->tts_values, slot->tts_isnull);
+	slot->tts_isnull[RE_NATTS] = false;
+	MemoryContextSwitchTo(saved);
+}
+
 static TupleTableSlot *
 next_event(ScanState *node)
 {
@@ -612,14 +626,7 @@ next_event(ScanState *node)
 	ExecClearTuple(slot);
 	if (!next_row(state->kind, state->rows, slot->tts_values, slot->tts_isnull))
 		return slot;
-	if (state->row != NULL)
-	{
-		MemoryContext saved = MemoryContextSwitchTo(node->ps.ps_ExprContext->ecxt_per_tuple_memory);
-
-		slot->tts_values[RE_NATTS] = scan_row_value(state->row, slot->tts_values, slot->tts_isnull);
-		slot->tts_isnull[RE_NATTS] = false;
-		MemoryContextSwitchTo(saved);
-	}
+	put_row(state, slot);
 	return ExecStoreVirtualTuple(slot);
 }
 
@@ -644,11 +651,7 @@ recheck_event(ScanState *node, TupleTableSlot *slot)
 	epq->relsubs_done[rti - 1] = true;
 	if (!EvalPlanQualFetchRowMark(epq, rti, slot))
 		return false;
-	if (state->row != NULL)
-	{
-		slot->tts_values[RE_NATTS] = whole_row(node, slot);
-		slot->tts_isnull[RE_NATTS] = false;
-	}
+	put_row(state, slot);
 	return true;
 }
 
