@@ -55,7 +55,10 @@ OBJS = \
 	src/snapshot/policy.o \
 	src/snapshot/state.o \
 	src/snapshot/load.o \
-	src/snapshot/take.o
+	src/snapshot/take.o \
+	src/capture/value.o \
+	src/capture/define.o \
+	src/capture/capture.o
 
 # The install script, part by part in order of dependency: the table of
 # contents of the architecture.
@@ -68,7 +71,8 @@ SQL_PARTS = \
 	src/subscription/subscription.sql \
 	src/projection/fold.sql \
 	src/projection/projection.sql \
-	src/snapshot/snapshot.sql
+	src/snapshot/snapshot.sql \
+	src/capture/capture.sql
 
 DATA_built = $(EXTENSION)--$(EXTVERSION).sql
 DOCS = README.md
