@@ -49,9 +49,9 @@
 PG_FUNCTION_INFO_V1(event_store_capture_changes);
 PG_FUNCTION_INFO_V1(event_store_check_capture);
 
-#define BATCH_EVENTS	1000
+#define BATCH_EVENTS	256
 #define BATCH_BYTES		(16 * 1024 * 1024)
-#define BATCH_HASH		2048	/* power of two, above BATCH_EVENTS */
+#define BATCH_HASH		1024	/* power of two, above BATCH_EVENTS */
 
 /* Events that are appended together. */
 typedef struct CaptureBatch
@@ -342,8 +342,10 @@ capture_all(const Capture *capture, TriggerData *trigger, Jsonb *metadata)
 	batch.max_streams = TRIGGER_FIRED_BY_INSERT(trigger->tg_event) ? MAX_HELD : BATCH_EVENTS;
 	batch.numbers = palloc(sizeof(int16) * BATCH_HASH);
 	memset(batch.numbers, -1, sizeof(int16) * BATCH_HASH);
+	/* blocks small enough that malloc() does not give them back at each batch's end */
 	batch.context = AllocSetContextCreate(CurrentMemoryContext, "event_store captured rows",
-										  ALLOCSET_DEFAULT_SIZES);
+										  ALLOCSET_DEFAULT_MINSIZE, ALLOCSET_DEFAULT_INITSIZE,
+										  64 * 1024);
 	add_rows(&batch, trigger);
 	saved = MemoryContextSwitchTo(batch.context);
 	flush_batch(&batch);
