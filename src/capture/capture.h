@@ -27,8 +27,8 @@ typedef enum CaptureOp
 /* argument data: what an event holds of a row that was updated */
 typedef enum CaptureData
 {
-	CAPTURE_FULL,				/* the old and the new row */
-	CAPTURE_CHANGED,			/* of both the columns that differ */
+	CAPTURE_CHANGED,			/* of the old and the new row the columns that differ */
+	CAPTURE_FULL,				/* all of both */
 	CAPTURE_NEW					/* the new row */
 } CaptureData;
 

@@ -478,7 +478,7 @@ relation_owner(Oid relid)
 static Capture *
 make_capture(Relation rel, const Trigger *trigger, MemoryContext context)
 {
-	static const char *const data_words[] = {"full", "changed", "new"};
+	static const char *const data_words[] = {"changed", "full", "new"};
 	static const char *const unchanged_words[] = {"skip", "append"};
 	Capture    *capture = palloc0(sizeof(Capture));
 	char	   *given[ARGUMENTS];
