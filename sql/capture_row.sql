@@ -15,7 +15,7 @@ BEGIN
 	UPDATE seen SET position = event_store.last_position();
 END $$;
 
--- all by default: the table's name, its primary key, whole rows
+-- all by default: the table's name, its primary key, of an update the columns that changed
 CREATE TABLE customer (id int PRIMARY KEY, name text, city text);
 CREATE TRIGGER capture AFTER INSERT OR UPDATE OR DELETE ON customer
 	FOR EACH ROW EXECUTE FUNCTION event_store.capture_changes();
@@ -175,7 +175,7 @@ SELECT stream, data -> 'new' -> 'j' AS j, data -> 'new' -> 'f8' AS f8, data -> '
 -- values out of line: changed, and left alone
 CREATE TABLE big (id int PRIMARY KEY, n int, doc text, jd jsonb, by bytea);
 ALTER TABLE big ALTER doc SET STORAGE EXTERNAL, ALTER by SET STORAGE EXTERNAL;
-CREATE TRIGGER capture AFTER INSERT OR UPDATE OR DELETE ON big FOR EACH ROW EXECUTE FUNCTION event_store.capture_changes();
+CREATE TRIGGER capture AFTER INSERT OR UPDATE OR DELETE ON big FOR EACH ROW EXECUTE FUNCTION event_store.capture_changes('data=full');
 INSERT INTO big SELECT 1, 1, string_agg(md5(i::text), ''), jsonb_object_agg(i, md5(i::text)), decode(string_agg(md5(i::text), ''), 'hex') FROM generate_series(1, 3000) i;
 UPDATE big SET n = 2;
 UPDATE big SET doc = doc || 'x';
@@ -192,7 +192,7 @@ SELECT version, type, length(data -> 'new' ->> 'doc') AS doc, data - 'new' AS re
 
 -- columns come and go, under plans that were made before
 CREATE TABLE alter_me (id int PRIMARY KEY, a int, b int);
-CREATE TRIGGER capture AFTER INSERT OR UPDATE ON alter_me FOR EACH ROW EXECUTE FUNCTION event_store.capture_changes();
+CREATE TRIGGER capture AFTER INSERT OR UPDATE ON alter_me FOR EACH ROW EXECUTE FUNCTION event_store.capture_changes('data=full');
 PREPARE add AS INSERT INTO alter_me VALUES ($1, $2);
 PREPARE change AS UPDATE alter_me SET b = $2 WHERE id = $1;
 EXECUTE add(1, 1);
