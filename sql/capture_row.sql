@@ -304,6 +304,11 @@ SELECT raises('INSERT INTO bad VALUES (1)');
 DROP TRIGGER capture ON bad;
 CREATE TRIGGER capture AFTER UPDATE ON bad REFERENCING NEW TABLE AS n FOR EACH STATEMENT EXECUTE FUNCTION event_store.capture_changes();
 SELECT raises('UPDATE bad SET a = 1');
+-- a table without a key can be truncated; errors say of which trigger they came
+CREATE TRIGGER capture_truncate AFTER TRUNCATE ON no_key FOR EACH STATEMENT EXECUTE FUNCTION event_store.capture_changes();
+TRUNCATE no_key;
+SELECT stream, type FROM event_store.last_event('no_key');
+UPDATE bad SET a = 1;
 SELECT raises('SELECT event_store.capture_changes()');
 SELECT raises('SELECT event_store.check_capture(NULL)');
 SELECT raises($$SELECT * FROM event_store.check_capture('pg_class')$$);

@@ -371,17 +371,46 @@ require_owners_right(const Capture *capture)
 			 errhint("Grant INSERT on event_store.events to that role, or drop the trigger.")));
 }
 
+/* which trigger an error came of: nothing in the statement tells */
+typedef struct Place
+{
+	const char *trigger;
+	const char *relation;
+} Place;
+
+static void
+error_context(void *arg)
+{
+	Place	   *place = arg;
+
+	errcontext("trigger \"%s\" of table \"%s\"", place->trigger, place->relation);
+}
+
+static void
+push_context(ErrorContextCallback *callback, Place *place, Relation rel)
+{
+	place->relation = RelationGetRelationName(rel);
+	callback->callback = error_context;
+	callback->arg = place;
+	callback->previous = error_context_stack;
+	error_context_stack = callback;
+}
+
 Datum
 event_store_capture_changes(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	const Capture *capture;
 	Jsonb	   *metadata;
+	Place		place;
+	ErrorContextCallback callback;
 
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("event_store.capture_changes() is a trigger function")));
+	place.trigger = trigger->tg_trigger->tgname;
+	push_context(&callback, &place, trigger->tg_relation);
 	capture = define_capture(trigger->tg_relation, trigger->tg_trigger);
 	PreventCommandIfReadOnly("event_store.capture_changes()");
 	PreventCommandIfParallelMode("event_store.capture_changes()");
@@ -392,6 +421,7 @@ event_store_capture_changes(PG_FUNCTION_ARGS)
 		capture_one(capture, trigger, metadata);
 	else
 		capture_all(capture, trigger, metadata);
+	error_context_stack = callback.previous;
 	return PointerGetDatum(NULL);
 }
 
@@ -449,6 +479,8 @@ event_store_check_capture(PG_FUNCTION_ARGS)
 	Oid			function;
 	Relation	rel;
 	TriggerDesc *triggers;
+	Place		place;
+	ErrorContextCallback callback;
 	List	   *name = list_make2(makeString("event_store"), makeString("capture_changes"));
 
 	if (PG_ARGISNULL(0))
@@ -459,10 +491,16 @@ event_store_check_capture(PG_FUNCTION_ARGS)
 	function = LookupFuncName(name, 0, NULL, false);
 	rel = table_open(PG_GETARG_OID(0), AccessShareLock);
 	triggers = rel->trigdesc;
+	push_context(&callback, &place, rel);
 	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
-		if (triggers->triggers[i].tgfoid == function)
-			put_capture(result, &triggers->triggers[i],
-						define_capture(rel, &triggers->triggers[i]));
+	{
+		Trigger    *trigger = &triggers->triggers[i];
+
+		place.trigger = trigger->tgname;
+		if (trigger->tgfoid == function)
+			put_capture(result, trigger, define_capture(rel, trigger));
+	}
+	error_context_stack = callback.previous;
 	table_close(rel, AccessShareLock);
 	return (Datum) 0;
 }

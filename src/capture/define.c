@@ -405,7 +405,8 @@ set_metadata(Capture *capture, const char *given)
 }
 
 static void
-set_columns(Capture *capture, TupleDesc desc, char **given, MemoryContext context)
+set_columns(Capture *capture, const Trigger *trigger, TupleDesc desc, char **given,
+			MemoryContext context)
 {
 	bool	   *only = column_flags(desc, capture->relid, ARG_COLUMNS, given[ARG_COLUMNS]);
 	bool	   *exclude = column_flags(desc, capture->relid, ARG_EXCLUDE, given[ARG_EXCLUDE]);
@@ -415,7 +416,9 @@ set_columns(Capture *capture, TupleDesc desc, char **given, MemoryContext contex
 	bool	   *is_key = palloc0(sizeof(bool) * (desc->natts + 1));
 	ListCell   *cell;
 
-	if (given[ARG_KEY] == NULL && key_names == NIL)
+	/* TRUNCATE asks for no key */
+	if (given[ARG_KEY] == NULL && key_names == NIL &&
+		(trigger->tgtype & (TRIGGER_TYPE_INSERT | TRIGGER_TYPE_UPDATE | TRIGGER_TYPE_DELETE)) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("table \"%s\" has no primary key", get_rel_name(capture->root)),
@@ -504,17 +507,9 @@ make_capture(Relation rel, const Trigger *trigger, MemoryContext context)
 		input_check_name("source", given[ARG_SOURCE], strlen(given[ARG_SOURCE]));
 		capture->source = given[ARG_SOURCE];
 	}
-	set_columns(capture, RelationGetDescr(rel), given, context);
+	set_columns(capture, trigger, RelationGetDescr(rel), given, context);
 	set_metadata(capture, given[ARG_METADATA]);
 	return capture;
-}
-
-static void
-define_error_context(void *arg)
-{
-	const Trigger *trigger = arg;
-
-	errcontext("trigger \"%s\"", trigger->tgname);
 }
 
 static void
@@ -588,7 +583,6 @@ define_capture(Relation rel, const Trigger *trigger)
 	bool		found;
 	MemoryContext context;
 	MemoryContext saved;
-	ErrorContextCallback callback;
 	Capture    *capture;
 	uint64		seen = messages;
 	Oid			oid = trigger->tgoid;
@@ -601,14 +595,9 @@ define_capture(Relation rel, const Trigger *trigger)
 
 	context = AllocSetContextCreate(CurrentMemoryContext, "event_store capture",
 									ALLOCSET_SMALL_SIZES);
-	callback.callback = define_error_context;
-	callback.arg = unconstify(Trigger *, trigger);
-	callback.previous = error_context_stack;
-	error_context_stack = &callback;
 	saved = MemoryContextSwitchTo(context);
 	capture = make_capture(rel, trigger, context);
 	MemoryContextSwitchTo(saved);
-	error_context_stack = callback.previous;
 
 	if (hash_get_num_entries(cache) >= CACHE_SWEEP)
 		sweep();
