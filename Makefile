@@ -59,7 +59,10 @@ OBJS = \
 	src/snapshot/policy.o \
 	src/snapshot/state.o \
 	src/snapshot/load.o \
-	src/snapshot/take.o
+	src/snapshot/take.o \
+	src/capture/value.o \
+	src/capture/define.o \
+	src/capture/capture.o
 
 # The install script, part by part in order of dependency: the table of
 # contents of the architecture.
@@ -72,7 +75,8 @@ SQL_PARTS = \
 	src/subscription/subscription.sql \
 	src/projection/fold.sql \
 	src/projection/projection.sql \
-	src/snapshot/snapshot.sql
+	src/snapshot/snapshot.sql \
+	src/capture/capture.sql
 
 DATA_built = $(EXTENSION)--$(EXTVERSION).sql
 DOCS = README.md
@@ -84,7 +88,8 @@ REGRESS = common_install common_caches stream_append stream_batch stream_append_
 	subscription_failure subscription_lease subscription_edges subscription_replay \
 	projection_fold projection_kinds projection_batch projection_hostile projection_failure \
 	projection_inline projection_rebuild \
-	snapshot_load snapshot_state snapshot_take
+	snapshot_load snapshot_state snapshot_take \
+	capture_row capture_set capture_rights
 REGRESS_OPTS = --inputdir=. --load-extension=plpgsql
 ISOLATION = $(patsubst specs/%.spec,%,$(sort $(wildcard specs/*.spec)))
 ISOLATION_OPTS = --inputdir=. --load-extension=event_store

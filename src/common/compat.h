@@ -118,6 +118,14 @@
 #define COMPAT_CHECK_PERMS_ARGUMENTS tables, raises
 #endif
 
+/* 18 has generated columns that are not stored */
+#if PG_VERSION_NUM >= 180000
+#include "catalog/pg_attribute.h"
+#define compat_is_virtual(att) ((att)->attgenerated == ATTRIBUTE_GENERATED_VIRTUAL)
+#else
+#define compat_is_virtual(att) ((void) (att), false)
+#endif
+
 /* 18 says first that a function does not return */
 #if PG_VERSION_NUM >= 180000
 #define compat_noreturn pg_noreturn

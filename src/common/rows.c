@@ -50,7 +50,7 @@
 #include "common/rows.h"
 
 /* rows of one multi-insert: bounds the memory of slots */
-#define CHUNK_ROWS	1000
+#define CHUNK_ROWS	128
 
 typedef struct IndexEntry
 {

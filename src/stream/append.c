@@ -338,19 +338,52 @@ make_stream_row(StreamInput *stream)
 }
 
 /*
+ * The streams of a call are looked up by one scan, which ends before anything
+ * is waited for or written: it has pages pinned.
+ */
+typedef struct StreamLookup
+{
+	Probe		probe;
+	bool		open;
+	SnapshotData dirty;
+	int			made;			/* new streams whose lock is kept until their row is written */
+} StreamLookup;
+
+static void
+look_for_stream(StreamLookup *lookup, StreamInput *stream, ScanKey key)
+{
+	if (!lookup->open)
+	{
+		InitDirtySnapshot(lookup->dirty);
+		open_stream_probe(&lookup->probe, stream->name, stream->len,
+						  RowExclusiveLock, &lookup->dirty, key);
+		lookup->open = true;
+		return;
+	}
+	key_text_hash(key, 1, PointerGetDatum(cstring_to_text_with_len(stream->name, stream->len)));
+	probe_again(&lookup->probe, key, 1);
+}
+
+static void
+end_lookup(StreamLookup *lookup)
+{
+	if (lookup->open)
+		probe_close(&lookup->probe, true);
+	lookup->open = false;
+}
+
+/*
  * Makes a stream the transaction's own, and reads its row, if there is one.
- * *made counts the new streams whose lock is kept until their row is written.
  */
 static void
-lock_stream(StreamInput *stream, int *made)
+lock_stream(StreamInput *stream, StreamLookup *lookup)
 {
 	LOCKTAG		tag;
+	Probe	   *probe = &lookup->probe;
 
 	locks_set_tag(&tag, LOCK_CLASS_STREAM, stream->lock_key);
 	for (;;)
 	{
-		SnapshotData dirty;
-		Probe		probe;
 		TransactionId xid = InvalidTransactionId;
 		RowOwner	owner;
 		LockAcquireResult acquired;
@@ -358,38 +391,42 @@ lock_stream(StreamInput *stream, int *made)
 		bool		exists;
 		bool		again = false;
 
-		acquired = LockAcquire(&tag, ExclusiveLock, false, false);
+		acquired = LockAcquire(&tag, ExclusiveLock, false, lookup->open);
+		if (acquired == LOCKACQUIRE_NOT_AVAIL)
+		{
+			end_lookup(lookup);
+			acquired = LockAcquire(&tag, ExclusiveLock, false, false);
+		}
 		stream->holds_lock = true;
-		InitDirtySnapshot(dirty);
-		open_stream_probe(&probe, stream->name, stream->len, RowExclusiveLock, &dirty, &key);
-		exists = next_stream_row(&probe, stream->name, stream->len);
+		look_for_stream(lookup, stream, &key);
+		exists = next_stream_row(probe, stream->name, stream->len);
 		if (!exists)
 		{
 			/*
 			 * Who had the row by R may have moved it, and ended, after the
 			 * index was read; with H held nobody else can, so look once more.
 			 */
-			probe_again(&probe, &key, 1);
-			exists = next_stream_row(&probe, stream->name, stream->len);
+			probe_again(probe, &key, 1);
+			exists = next_stream_row(probe, stream->name, stream->len);
 		}
-		owner = exists ? row_owner(&probe, &xid) : ROW_FREE;
+		owner = exists ? row_owner(probe, &xid) : ROW_FREE;
 		if (exists && owner == ROW_FREE && held_locks >= MAX_HELD &&
 			acquired != LOCKACQUIRE_ALREADY_HELD)
 		{
-			if (lock_row(&probe))
+			if (lock_row(probe))
 				owner = ROW_OURS;
 			else
 				again = true;
 		}
 		if (exists && owner != ROW_OTHERS && !again)
 		{
-			read_stream_row(&probe, stream);
-			stream->row_is_younger = row_is_younger(&probe);
+			read_stream_row(probe, stream);
+			stream->row_is_younger = row_is_younger(probe);
 		}
-		probe_close(&probe, true);
 
 		if (owner == ROW_OTHERS || again)
 		{
+			end_lookup(lookup);
 			release_stream(stream);
 			if (owner == ROW_OTHERS)
 				XactLockTableWait(xid, NULL, NULL, XLTW_None);
@@ -405,10 +442,11 @@ lock_stream(StreamInput *stream, int *made)
 		}
 		else if (stream->nevents == 0)
 			release_stream(stream); /* nothing will be written */
-		else if (*made < MAX_HELD)
-			(*made)++;
+		else if (lookup->made < MAX_HELD)
+			lookup->made++;
 		else
 		{
+			end_lookup(lookup);
 			make_stream_row(stream);
 			release_stream(stream);
 		}
@@ -429,8 +467,10 @@ static void
 lock_streams(AppendBatch *append)
 {
 	StreamInput **sorted;
-	int			made = 0;
+	StreamLookup lookup;
 
+	lookup.open = false;
+	lookup.made = 0;
 	for (int i = 0; i < append->nstreams; i++)
 	{
 		StreamInput *stream = &append->streams[i];
@@ -441,7 +481,8 @@ lock_streams(AppendBatch *append)
 	}
 	if (append->nstreams == 1)
 	{
-		lock_stream(&append->streams[0], &made);
+		lock_stream(&append->streams[0], &lookup);
+		end_lookup(&lookup);
 		return;
 	}
 	sorted = palloc(sizeof(StreamInput *) * append->nstreams);
@@ -458,27 +499,44 @@ lock_streams(AppendBatch *append)
 						(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 						 errmsg("stream \"%s\" stands in the batch more than once",
 								pnstrdup(sorted[i]->name, sorted[i]->len))));
-		lock_stream(sorted[i], &made);
+		lock_stream(sorted[i], &lookup);
 	}
+	end_lookup(&lookup);
 	pfree(sorted);
 }
 
 /* the place of version in the index on (stream_id, version) */
 #define STREAM_INDEX_VERSION	2
 
+/* Versions of streams whose latest segment is the same are read by one scan. */
+typedef struct VersionLookup
+{
+	Probe		probe;
+	Oid			segment;		/* that it is open on, or InvalidOid */
+	int			nkeys;
+} VersionLookup;
+
+static void
+end_versions(VersionLookup *lookup)
+{
+	if (OidIsValid(lookup->segment))
+		probe_close(&lookup->probe, true);
+	lookup->segment = InvalidOid;
+}
+
 /*
  * The version of a stream that is there, from its latest segment.  Where one is
  * expected, entries below it need not be read: mostly it is the last.
  */
 static void
-read_version(StreamInput *stream)
+read_version(StreamInput *stream, VersionLookup *lookup)
 {
+	Probe	   *probe = &lookup->probe;
 	int64		latest;
 	int			index;
 	Segment		segment;
 	ScanKeyData keys[2];
 	int			nkeys = 1;
-	Probe		probe;
 	bool		found;
 
 	if (stream->id == 0 || stream->nsegments == 0)
@@ -494,24 +552,31 @@ read_version(StreamInput *stream)
 	if (stream->expected_version > 0 && stream->expected_version <= PG_INT32_MAX)
 		key_int32(&keys[nkeys++], STREAM_INDEX_VERSION, BTGreaterEqualStrategyNumber,
 				  (int32) stream->expected_version);
-	probe_open_segment_entries(&probe, segment.relid, INDEX_STREAM,
-							   RowExclusiveLock, SnapshotSelf, keys, nkeys);
-	found = probe_next_shown_entry(&probe, BackwardScanDirection);
+	if (lookup->segment == segment.relid && lookup->nkeys == nkeys)
+		probe_again(probe, keys, nkeys);
+	else
+	{
+		end_versions(lookup);
+		probe_open_segment_entries(probe, segment.relid, INDEX_STREAM,
+								   RowExclusiveLock, SnapshotSelf, keys, nkeys);
+		lookup->segment = segment.relid;
+		lookup->nkeys = nkeys;
+	}
+	found = probe_next_shown_entry(probe, BackwardScanDirection);
 	if (!found && nkeys > 1)
 	{
 		key_int32(&keys[1], STREAM_INDEX_VERSION, BTGreaterEqualStrategyNumber, 1);
-		probe_again(&probe, keys, nkeys);
-		found = probe_next_shown_entry(&probe, BackwardScanDirection);
+		probe_again(probe, keys, nkeys);
+		found = probe_next_shown_entry(probe, BackwardScanDirection);
 	}
 	if (found)
-		stream->version = probe_entry_int32(&probe, STREAM_INDEX_VERSION);
+		stream->version = probe_entry_int32(probe, STREAM_INDEX_VERSION);
 	else
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_STORE_DAMAGED),
 				 errmsg("the events of stream \"%s\" are missing in segment \"%s\"",
 						pnstrdup(stream->name, stream->len),
-						RelationGetRelationName(probe.heap))));
-	probe_close(&probe, true);
+						RelationGetRelationName(probe->heap))));
 }
 
 /* ----------------------------------------------------------------
@@ -1243,11 +1308,14 @@ append_write(AppendBatch *append)
 	int			nnew = 0;
 	int64		first;
 	TimestampTz recorded_at;
+	VersionLookup versions;
 
 	lock_streams(append);
 	segment_refresh();
+	versions.segment = InvalidOid;
 	for (int i = 0; i < append->nstreams; i++)
-		read_version(&append->streams[i]);
+		read_version(&append->streams[i], &versions);
+	end_versions(&versions);
 	find_duplicates(append);
 	for (int i = 0; i < append->nstreams; i++)
 		check_expected_version(&append->streams[i]);
