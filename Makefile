@@ -7,6 +7,7 @@ PGFILEDESC = "event_store - append-only event streams"
 
 OBJS = \
 	src/event_store.o \
+	src/common/background.o \
 	src/common/catalog.o \
 	src/common/guc.o \
 	src/common/ids.o \
@@ -55,7 +56,11 @@ OBJS = \
 	src/snapshot/policy.o \
 	src/snapshot/state.o \
 	src/snapshot/load.o \
-	src/snapshot/take.o
+	src/snapshot/take.o \
+	src/inbox/window.o \
+	src/inbox/entry.o \
+	src/inbox/once.o \
+	src/inbox/rotate.o
 
 # The install script, part by part in order of dependency: the table of
 # contents of the architecture.
@@ -68,7 +73,8 @@ SQL_PARTS = \
 	src/subscription/subscription.sql \
 	src/projection/fold.sql \
 	src/projection/projection.sql \
-	src/snapshot/snapshot.sql
+	src/snapshot/snapshot.sql \
+	src/inbox/inbox.sql
 
 DATA_built = $(EXTENSION)--$(EXTVERSION).sql
 DOCS = README.md
