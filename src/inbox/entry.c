@@ -236,6 +236,15 @@ read_entry(Relation part, TupleTableSlot *slot, Snapshot dirty, TransactionId *x
 	return ENTRY_THERE;
 }
 
+static bool
+index_is_on_key(Relation index)
+{
+	Form_pg_index form = index->rd_index;
+
+	return index->rd_rel->relam == BTREE_AM_OID && form->indisunique && form->indimmediate &&
+		form->indisvalid && form->indnkeyatts == 1 && form->indkey.values[0] == IE_KEY;
+}
+
 /* Looks into one part, which is open. */
 static EntryState
 look_into(Relation part, Oid index_oid, const EntryKey *key, TransactionId *xid,
@@ -249,11 +258,17 @@ look_into(Relation part, Oid index_oid, const EntryKey *key, TransactionId *xid,
 	IndexScanDesc scan;
 	ItemPointer next;
 
+	if (!index_is_on_key(index))
+		part_is_damaged(part);
+	if (likely(!rows_may_have_uuid(part, index, &key->id)))
+	{
+		index_close(index, AccessShareLock);
+		return ENTRY_NONE;
+	}
 	InitDirtySnapshot(dirty);
 	key_uuid(&scan_key, 1, UUIDPGetDatum(&key->id));
 	scan = compat_index_beginscan(part, index, &dirty, 1);
 	index_rescan(scan, &scan_key, 1, NULL, 0);
-	/* mostly there is nothing, so no slot is made beforehand */
 	while (state == ENTRY_NONE && (next = index_getnext_tid(scan, ForwardScanDirection)) != NULL)
 	{
 		if (slot == NULL)

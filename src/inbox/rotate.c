@@ -30,6 +30,7 @@
 #include "pgstat.h"
 #include "storage/bufmgr.h"
 #include "storage/ipc.h"
+#include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
@@ -47,6 +48,8 @@
 PG_FUNCTION_INFO_V1(event_store_rotate_inbox);
 
 #define MAX_PAUSE	(60 * USECS_PER_SEC)
+#define MAX_ROUNDS	10
+#define ROUND_MS	10
 
 /* what is to be done with a window */
 typedef struct Rotation
@@ -269,9 +272,12 @@ carry_out(const Rotation *rotation)
 	return emptied;
 }
 
-/* Does what is to be done with all windows, or with one; as the owner. */
+/*
+ * Does what is to be done with all windows, or with one, as the owner.  *more,
+ * if wanted: is there a part left that could not be sealed?
+ */
 static int
-rotate(int32 only, bool all)
+rotate(int32 only, bool all, bool *more)
 {
 	const Store *store = catalog_store();
 	Rotation   *rotations;
@@ -304,7 +310,13 @@ rotate(int32 only, bool all)
 		CHECK_FOR_INTERRUPTS();
 	}
 	for (int i = 0; i < planned; i++)
+	{
 		emptied += carry_out(&rotations[i]);
+		if (more != NULL && (rotations[i].turn ||
+							 rotations[i].window.last_sealed_at == DT_NOBEGIN ||
+							 rotations[i].window.oldest_sealed_at == DT_NOBEGIN))
+			*more = true;
+	}
 	plans_finish(guc_level);
 	SetUserIdAndSecContext(saved_user, saved_context);
 	return emptied;
@@ -335,14 +347,30 @@ event_store_inbox_worker_main(Datum arg)
 							 PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
 	(void) set_config_option("default_transaction_isolation", "read committed", PGC_SUSET,
 							 PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
 	pgstat_report_activity(STATE_RUNNING, "rotating event_store's inbox");
-	if (catalog_store_exists())
-		(void) rotate(order.window, order.all);
-	PopActiveSnapshot();
-	CommitTransactionCommand();
+
+	/*
+	 * What a turn has left open is seen to at once, as far as possible: the
+	 * transactions that were writing then have mostly ended soon.
+	 */
+	for (int rounds = 0; rounds < MAX_ROUNDS; rounds++)
+	{
+		bool		more = false;
+
+		SetCurrentStatementStartTimestamp();
+		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		if (catalog_store_exists())
+			(void) rotate(order.window, order.all, &more);
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+		if (!more)
+			break;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 ROUND_MS, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
 	pgstat_report_activity(STATE_IDLE, NULL);
 	proc_exit(0);
 }
@@ -389,5 +417,5 @@ event_store_rotate_inbox(PG_FUNCTION_ARGS)
 		(void) start_process(0, true);
 		PG_RETURN_NULL();
 	}
-	PG_RETURN_INT32(rotate(0, true));
+	PG_RETURN_INT32(rotate(0, true, NULL));
 }

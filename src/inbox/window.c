@@ -43,8 +43,12 @@ PG_FUNCTION_INFO_V1(event_store_drop_dedup_window);
 
 #define MAX_COUNT	INT64CONST(1000000000000)
 
-/* how long a window that nobody has looked after yet may wait for it */
+/* how long, or for how many entries, a window waits to be looked after at first */
 #define FIRST_NOTICE	USECS_PER_MINUTE
+#define FIRST_ENTRIES	1000
+
+/* within so long one of those who use it will have noticed that it is due */
+#define NOTICE_SPREAD	(USECS_PER_SEC / 10)
 
 static Window *windows = NULL;	/* window 0, then the others in order of consumers */
 static int	count = 0;
@@ -208,7 +212,7 @@ read_turn(Window *window, Snapshot snapshot)
 
 /*
  * When there will be something to do.  Backends that share a window don't
- * notice it all at the same time.
+ * notice it all at the same time, but short sessions do, too, in the end.
  */
 static void
 set_due(Window *window)
@@ -218,9 +222,12 @@ set_due(Window *window)
 
 	window->due_entries = PG_INT64_MAX;
 	if (!window->has_turn)
+	{
 		due = now + FIRST_NOTICE;
+		window->due_entries = FIRST_ENTRIES;
+	}
 	else if (window->last_sealed_at == DT_NOBEGIN || window->oldest_sealed_at == DT_NOBEGIN)
-		due = now + USECS_PER_SEC;
+		due = window->opened_at + USECS_PER_SEC;
 	else
 	{
 		if (window->keep_usec > 0)
@@ -229,7 +236,7 @@ set_due(Window *window)
 			window->due_entries = (window->keep_count + 1) / 2;
 	}
 	window->due_at = due;
-	window->next_notice = now + pg_prng_uint64_range(&pg_global_prng_state, 0, USECS_PER_SEC / 2);
+	window->next_notice = now + pg_prng_uint64_range(&pg_global_prng_state, 0, NOTICE_SPREAD);
 	window->notice_pause = USECS_PER_SEC;
 }
 
