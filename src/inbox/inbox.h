@@ -97,6 +97,7 @@ extern Window *window_find(const char *consumer, int len);
 extern int	window_count(void);
 extern Window *window_at(int index);
 extern void window_void(void);
+extern void window_own_parts(const Window *window);
 extern void window_init(void);
 
 /* entry.c */

@@ -41,6 +41,7 @@
 
 #include "common/background.h"
 #include "common/compat.h"
+#include "common/guc.h"
 #include "common/locks.h"
 #include "common/plans.h"
 #include "inbox/inbox.h"
@@ -50,6 +51,7 @@ PG_FUNCTION_INFO_V1(event_store_rotate_inbox);
 #define MAX_PAUSE	(60 * USECS_PER_SEC)
 #define MAX_ROUNDS	10
 #define ROUND_MS	10
+#define LOCK_TIMEOUT_MS	"1000"
 
 /* what is to be done with a window */
 typedef struct Rotation
@@ -218,6 +220,7 @@ plan_rotation(int32 id, Rotation *rotation)
 	if (!window->has_turn)
 	{
 		(void) plans_execute(&make_turn, values, NULL);
+		window_own_parts(window);
 		window->opened_at = GetCurrentTimestamp();
 		CacheInvalidateRelcacheByRelid(catalog_store()->inbox_window);
 	}
@@ -267,6 +270,7 @@ carry_out(const Rotation *rotation)
 	if (rotation->turn && part_is_empty(window->parts[oldest]))
 	{
 		(void) plans_execute(&turn, &value, NULL);
+		window_own_parts(window);
 		CacheInvalidateRelcacheByRelid(catalog_store()->inbox_window);
 	}
 	return emptied;
@@ -347,6 +351,11 @@ event_store_inbox_worker_main(Datum arg)
 							 PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
 	(void) set_config_option("default_transaction_isolation", "read committed", PGC_SUSET,
 							 PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
+	/* of two that block each other, DROP EXTENSION say, this one gives way */
+	(void) set_config_option("lock_timeout", LOCK_TIMEOUT_MS, PGC_SUSET,
+							 PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
+	(void) set_config_option("deadlock_timeout", "20ms", PGC_SUSET,
+							 PGC_S_OVERRIDE, GUC_ACTION_SET, true, 0, false);
 	pgstat_report_activity(STATE_RUNNING, "rotating event_store's inbox");
 
 	/*
@@ -380,6 +389,8 @@ start_process(int32 window, bool all)
 {
 	RotationOrder order = {0};
 
+	if (!guc_inbox_worker)
+		return false;
 	order.database = MyDatabaseId;
 	order.window = window;
 	order.all = all;

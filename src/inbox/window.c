@@ -14,8 +14,9 @@
 
 #include "access/relation.h"
 #include "access/xact.h"
+#include "catalog/dependency.h"
 #include "catalog/namespace.h"
-#include "catalog/pg_am_d.h"
+#include "catalog/pg_class_d.h"
 #include "catalog/pg_type_d.h"
 #include "commands/sequence.h"
 #include "common/pg_prng.h"
@@ -381,10 +382,37 @@ run_ddl(const char *sql)
 		elog(ERROR, "could not execute \"%s\"", sql);
 }
 
+/*
+ * Has the parts of a window go with the extension.  They are no members of it, so
+ * that they are dumped as tables; a restore, and pg_upgrade, know nothing of what
+ * they depend on, so this is said again from time to time.
+ */
+void
+window_own_parts(const Window *window)
+{
+	ObjectAddress owner;
+	ObjectAddress part;
+
+	if (window->id == 0)
+		return;
+	ObjectAddressSet(owner, RelationRelationId, catalog_store()->inbox_window);
+	for (int i = 0; i < INBOX_PARTS; i++)
+	{
+		ObjectAddressSet(part, RelationRelationId, window->parts[i]);
+		(void) deleteDependencyRecordsForSpecific(RelationRelationId, part.objectId,
+												  DEPENDENCY_AUTO, RelationRelationId,
+												  owner.objectId);
+		recordDependencyOn(&part, &owner, DEPENDENCY_AUTO);
+	}
+	CommandCounterIncrement();
+}
+
 /* The tables of a window, as window 0 has them. */
 static void
 make_parts(int32 id, const char *consumer)
 {
+	Window		window;
+
 	for (int part = 0; part < INBOX_PARTS; part++)
 	{
 		run_ddl(psprintf("CREATE TABLE event_store.inbox_%d_%d (LIKE event_store.inbox_0_0"
@@ -393,7 +421,10 @@ make_parts(int32 id, const char *consumer)
 		run_ddl(psprintf("COMMENT ON TABLE event_store.inbox_%d_%d IS %s", id, part,
 						 quote_literal_cstr(psprintf("a part of the window of consumer %s: see inbox_window",
 													 consumer))));
+		window.parts[part] = catalog_relation(psprintf("inbox_%d_%d", id, part));
 	}
+	window.id = id;
+	window_own_parts(&window);
 }
 
 static void
