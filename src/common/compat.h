@@ -45,11 +45,14 @@
 	index_beginscan(heap, index, snapshot, nkeys, 0)
 #endif
 
-/* 16 tells the search in a B-tree of the table, and no more of a snapshot */
+/* 16 tells the search in a B-tree of the table, 17 no more of a snapshot */
 #include "access/nbtree.h"
-#if PG_VERSION_NUM >= 160000
+#if PG_VERSION_NUM >= 170000
 #define compat_bt_search(index, heap, key, buffer) \
 	_bt_search(index, heap, key, buffer, BT_READ)
+#elif PG_VERSION_NUM >= 160000
+#define compat_bt_search(index, heap, key, buffer) \
+	_bt_search(index, heap, key, buffer, BT_READ, NULL)
 #else
 #define compat_bt_search(index, heap, key, buffer) \
 	_bt_search(index, key, buffer, BT_READ, NULL)
