@@ -7,6 +7,7 @@ PGFILEDESC = "event_store - append-only event streams"
 
 OBJS = \
 	src/event_store.o \
+	src/common/background.o \
 	src/common/catalog.o \
 	src/common/guc.o \
 	src/common/ids.o \
@@ -62,7 +63,11 @@ OBJS = \
 	src/snapshot/take.o \
 	src/capture/value.o \
 	src/capture/define.o \
-	src/capture/capture.o
+	src/capture/capture.o \
+	src/inbox/window.o \
+	src/inbox/entry.o \
+	src/inbox/once.o \
+	src/inbox/rotate.o
 
 # The install script, part by part in order of dependency: the table of
 # contents of the architecture.
@@ -76,7 +81,8 @@ SQL_PARTS = \
 	src/projection/fold.sql \
 	src/projection/projection.sql \
 	src/snapshot/snapshot.sql \
-	src/capture/capture.sql
+	src/capture/capture.sql \
+	src/inbox/inbox.sql
 
 DATA_built = $(EXTENSION)--$(EXTVERSION).sql
 DOCS = README.md
@@ -89,7 +95,8 @@ REGRESS = common_install common_caches stream_append stream_batch stream_append_
 	projection_fold projection_kinds projection_batch projection_hostile projection_failure \
 	projection_inline projection_rebuild \
 	snapshot_load snapshot_state snapshot_take \
-	capture_row capture_set capture_rights
+	capture_row capture_set capture_rights \
+	inbox_mark inbox_once inbox_window
 REGRESS_OPTS = --inputdir=. --load-extension=plpgsql
 ISOLATION = $(patsubst specs/%.spec,%,$(sort $(wildcard specs/*.spec)))
 ISOLATION_OPTS = --inputdir=. --load-extension=event_store

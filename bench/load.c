@@ -54,6 +54,7 @@
 #define MAX_PARAMS	16
 #define NAME_SIZE	64
 #define UUID_SIZE	37
+#define RECENT		64			/* ids that a client may repeat */
 
 static const char *const categories[CATEGORIES] = {
 	"account", "booking", "claim", "customer",
@@ -129,6 +130,8 @@ typedef struct Client
 	char		expected[24];
 	char		expected0[24];
 	char		event_id[UUID_SIZE];
+	char		recent[RECENT][UUID_SIZE];	/* ids that came last */
+	int64_t		ids;
 	char		after_text[24];
 	char		from_text[24];
 	char		consumer[24];
@@ -170,6 +173,7 @@ static int64_t first_stream = 0;
 static int	batch_size = 100;
 static int	read_length = 10;
 static int	limit = 1000;
+static int	repeats = 0;	/* mark: so many of 100 ids have come before */
 static bool prefilled = false;
 static bool random_ids = false;
 static bool uuid_streams = false;
@@ -629,6 +633,21 @@ step_copy(Client *client)
 	}
 	advance_slot(slot, batch_size);
 	return batch_size;
+}
+
+/* An id: a new one, or one of those that this client has had lately. */
+static int64_t
+step_mark(Client *client)
+{
+	if (client->ids >= RECENT && draw(&client->random) % 100 < (uint64_t) repeats)
+		memcpy(client->event_id, client->recent[draw(&client->random) % RECENT], UUID_SIZE);
+	else
+	{
+		event_id(client->event_id, &client->random);
+		memcpy(client->recent[client->ids++ % RECENT], client->event_id, UUID_SIZE);
+	}
+	PQclear(execute(client));
+	return 1;
 }
 
 /* A whole stream of the wanted length. */
@@ -1145,6 +1164,7 @@ main(int argc, char **argv)
 		{"then", required_argument, NULL, 't'},
 		{"until", required_argument, NULL, 'U'},
 		{"skip", required_argument, NULL, 'k'},
+		{"repeats", required_argument, NULL, 'e'},
 		{NULL, 0, NULL, 0}
 	};
 	int			option;
@@ -1174,6 +1194,7 @@ main(int argc, char **argv)
 			case 't': then = optarg; break;
 			case 'U': until = atoll(optarg); break;
 			case 'k': skip = atoll(optarg); break;
+			case 'e': repeats = atoi(optarg); break;
 			default: return 2;
 		}
 	}
@@ -1190,6 +1211,7 @@ main(int argc, char **argv)
 		strcmp(work, "append-hot") == 0 ? step_append_hot :
 		strcmp(work, "batch") == 0 ? step_batch :
 		strcmp(work, "copy") == 0 ? step_copy :
+		strcmp(work, "mark") == 0 ? step_mark :
 		strcmp(work, "read") == 0 ? step_read :
 		strcmp(work, "follow") == 0 ? step_follow :
 		strcmp(work, "query") == 0 ? step_query :

@@ -162,6 +162,23 @@ INSERT INTO api VALUES
 	('check_capture',
 	 'relation regclass, OUT trigger text, OUT level text, OUT types text[], OUT category text, OUT key text[], OUT columns text[], OUT masked text[], OUT owner text, OUT may_append boolean',
 	 'SETOF record', 'stable', 'restricted', 'c', false),
+	('mark_processed', 'consumer text, message_id text', 'boolean', 'volatile', 'unsafe', 'c', true),
+	('mark_processed_all', 'consumer text, message_ids text[]', 'text[]', 'volatile', 'unsafe', 'c', true),
+	('forget_processed', 'consumer text, message_id text', 'boolean', 'volatile', 'unsafe', 'c', true),
+	('once', 'consumer text, key text, command text, args jsonb DEFAULT NULL::jsonb', 'jsonb', 'volatile', 'unsafe', 'c', true),
+	('begin_once', 'consumer text, key text, request jsonb DEFAULT NULL::jsonb, OUT is_first boolean, OUT result jsonb', 'record', 'volatile', 'unsafe', 'c', true),
+	('finish_once', 'consumer text, key text, result jsonb', 'void', 'volatile', 'unsafe', 'c', true),
+	('append_once',
+	 'idempotency_key text, stream text, type text, data jsonb, metadata jsonb DEFAULT ''{}''::jsonb, expected_version bigint DEFAULT NULL::bigint, occurred_at timestamp with time zone DEFAULT NULL::timestamp with time zone, correlation_id text DEFAULT NULL::text, causation_id uuid DEFAULT NULL::uuid, schema_version integer DEFAULT 1, source text DEFAULT NULL::text',
+	 'event_store.append_result', 'volatile', 'unsafe', 'c', true),
+	('append_events_once',
+	 'idempotency_key text, stream text, events jsonb, expected_version bigint DEFAULT NULL::bigint',
+	 'event_store.append_result', 'volatile', 'unsafe', 'c', true),
+	('set_dedup_window',
+	 'consumer text, keep_for interval DEFAULT NULL::interval, keep_count bigint DEFAULT NULL::bigint',
+	 'void', 'volatile', 'unsafe', 'c', true),
+	('drop_dedup_window', 'consumer text', 'boolean', 'volatile', 'unsafe', 'c', true),
+	('rotate_inbox', '', 'integer', 'volatile', 'unsafe', 'c', true),
 	('stream_version', 'stream text', 'bigint', 'stable', 'restricted', 'c', false),
 	('stream_info',
 	 'stream text, OUT stream text, OUT category text, OUT version integer, OUT created_at timestamp with time zone, OUT first_position bigint, OUT last_position bigint, OUT last_recorded_at timestamp with time zone',
@@ -273,6 +290,9 @@ SELECT is(pg_temp.columns_of('event_store.snapshots'),
 SELECT is(pg_temp.columns_of('event_store.snapshot_policies'),
 	'fold text, categories text[], every_events integer, every interval, keep integer, schema_version integer, checkpoint bigint, due bigint, taken bigint, taken_at timestamp with time zone, failures bigint, last_failed_at timestamp with time zone, last_failed_stream text, last_error text, created_at timestamp with time zone',
 	'snapshot_policies');
+SELECT is(pg_temp.columns_of('event_store.inbox_windows'),
+	'consumer text, keep_for interval, keep_count bigint, size bigint, turn integer, opened_at timestamp with time zone, oldest_until timestamp with time zone',
+	'inbox_windows');
 SELECT is(pg_temp.columns_of('event_store.projections'),
 	'name text, kind text, mode text, handler text, key text, categories text[], types text[], status text, checkpoint bigint, positions_behind bigint, open_events bigint, lag interval, applied bigint, applied_at timestamp with time zone, rate double precision, failed_position bigint, attempts integer, sql_state text, message text, detail text, context text, first_failed_at timestamp with time zone, failed_at timestamp with time zone, next_attempt_at timestamp with time zone, skipped bigint, on_error text, max_attempts integer, owner text, created_at timestamp with time zone',
 	'projections');
@@ -297,6 +317,7 @@ SELECT set_eq($$
 		'subscriptions', 'subscription_history',
 		'snapshot', 'snapshot_policy', 'snapshot_progress', 'snapshot_pending', 'snapshots', 'snapshot_policies',
 		'projection', 'projection_checkpoint', 'projection_error', 'projection_failure', 'projection_state',
+		'inbox_window', 'inbox_turn', 'inbox_0_0', 'inbox_0_1', 'inbox_0_2', 'inbox_windows',
 		'projections', 'projection_failures', 'projection_states', 'projection_rebuilds'],
 	'the schema has these tables and views and no others');
 
@@ -415,6 +436,19 @@ INSERT INTO call VALUES
 	('drop_snapshots', $$SELECT event_store.drop_snapshots()$$),
 	('snapshots', $$SELECT * FROM event_store.snapshots$$),
 	('snapshot_policies', $$SELECT * FROM event_store.snapshot_policies$$),
+	('mark_processed', $$SELECT event_store.mark_processed('contract', '1')$$),
+	('mark_processed_all', $$SELECT event_store.mark_processed_all('contract', '{1}')$$),
+	('forget_processed', $$SELECT event_store.forget_processed('contract', '1')$$),
+	('once', $$SELECT event_store.once('contract', '1', 'SELECT 1')$$),
+	('begin_once', $$SELECT event_store.begin_once('contract', '2')$$),
+	('finish_once', $$SELECT event_store.finish_once('contract', '2', '1')$$),
+	('append_once', $$SELECT event_store.append_once('contract', 'contract-1', 'called', '{}')$$),
+	('append_events_once', $$SELECT event_store.append_events_once('contract', 'contract-1', '[{"type": "called", "data": 1}]')$$),
+	('set_dedup_window', $$SELECT event_store.set_dedup_window('contract', '1 day')$$),
+	('drop_dedup_window', $$SELECT event_store.drop_dedup_window('contract')$$),
+	('rotate_inbox', $$SELECT event_store.rotate_inbox()$$),
+	('inbox_windows', $$SELECT * FROM event_store.inbox_windows$$),
+	('inbox_0_0', $$SELECT * FROM event_store.inbox_0_0$$),
 	('projections', $$SELECT * FROM event_store.projections$$),
 	('projection_failures', $$SELECT * FROM event_store.projection_failures$$),
 	('projection_states', $$SELECT * FROM event_store.projection_states$$),
@@ -445,7 +479,7 @@ SELECT is(pg_temp.outcome('event_store_contract_writer', sql),
 	'a writer calls ' || name)
 FROM call ORDER BY name;
 SELECT is(pg_temp.outcome('event_store_contract_reader', sql),
-	CASE WHEN name ~ '^(append|INSERT|publish|set_|prepare|tables|counter|subscription|create_|poll|nack|dead_|snapshot|projections|projection_(failures|states|state)$|refresh_|save_|load_|state_|take_|drop_)' THEN '42501' ELSE '00000' END,
+	CASE WHEN name ~ '^(append|INSERT|publish|set_|prepare|tables|counter|subscription|create_|poll|nack|dead_|snapshot|projections|projection_(failures|states|state)$|refresh_|save_|load_|state_|take_|drop_|mark_|forget_|once|begin_|finish_|rotate_|inbox_)' THEN '42501' ELSE '00000' END,
 	'a reader calls ' || name)
 FROM call ORDER BY name;
 SELECT is(pg_temp.outcome('event_store_contract_nobody', sql), '42501',
@@ -477,6 +511,7 @@ SELECT is_empty($$
 		'subscriptions', 'subscription_history',
 		'snapshot', 'snapshot_policy', 'snapshot_progress', 'snapshot_pending', 'snapshots', 'snapshot_policies',
 		'projection', 'projection_checkpoint', 'projection_error', 'projection_failure', 'projection_state',
+		'inbox_window', 'inbox_turn', 'inbox_0_0', 'inbox_0_1', 'inbox_0_2', 'inbox_windows',
 		'projections', 'projection_failures', 'projection_states', 'projection_rebuilds')
 	AND NOT (relispartition AND relname ~ '^projection_state_')
 	AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgname = 'refuse_change')$$,

@@ -9,6 +9,7 @@
 #include "common/catalog.h"
 #include "common/guc.h"
 #include "common/names.h"
+#include "inbox/inbox.h"
 #include "notification/notification.h"
 #include "position/position.h"
 #include "projection/projection.h"
@@ -36,4 +37,5 @@ _PG_init(void)
 	deal_init();
 	projection_init();
 	snapshot_init();
+	inbox_init();
 }

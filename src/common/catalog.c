@@ -49,6 +49,7 @@ relcache_callback(Datum arg, Oid relid)
 		relid == store.segment_content || relid == store.settings ||
 		relid == store.snapshot || relid == store.snapshot_policy ||
 		relid == store.subscriptions_view ||
+		relid == store.inbox_window || relid == store.inbox_turn ||
 		relid == store.append_result_rel || relid == store.recorded_event_rel)
 		store_valid = false;
 	for (int i = 0; i < NAME_KINDS && store_valid; i++)
@@ -83,6 +84,9 @@ static const Oid shapes[][SHAPE_MAX] = {
 		INT4OID, INT4OID, TEXTOID, JSONBOID},
 	[SHAPE_SNAPSHOT_POLICY] = {TEXTOID, INT4OID, INT4OID, INT4OID, INTERVALOID,
 		TEXTARRAYOID, TIMESTAMPTZOID},
+	[SHAPE_INBOX_WINDOW] = {INT4OID, TEXTOID, INTERVALOID, INT8OID, TIMESTAMPTZOID},
+	[SHAPE_INBOX_TURN] = {INT4OID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID},
+	[SHAPE_INBOX_PART] = {UUIDOID, UUIDOID, JSONBOID, BOOLOID},
 };
 
 bool
@@ -166,6 +170,14 @@ catalog_store_exists(void)
 		OidIsValid(get_relname_relid("position_counter", schema));
 }
 
+/* A relation of the extension's that is not among those of the store. */
+Oid
+catalog_relation(const char *name)
+{
+	(void) catalog_store();
+	return relation_or_error(name);
+}
+
 static void
 look_up_store(void)
 {
@@ -197,6 +209,10 @@ look_up_store(void)
 	store.snapshot_id = relation_or_error("snapshot_id");
 	store.snapshot_policy = relation_or_error("snapshot_policy");
 	store.snapshot_policy_index = relation_or_error("snapshot_policy_pkey");
+	store.inbox_window = relation_or_error("inbox_window");
+	store.inbox_window_index = relation_or_error("inbox_window_pkey");
+	store.inbox_turn = relation_or_error("inbox_turn");
+	store.inbox_turn_index = relation_or_error("inbox_turn_pkey");
 	store.append_result = type_or_error("append_result");
 	store.recorded_event = type_or_error("recorded_event");
 	store.append_result_rel = relation_or_error("append_result");
@@ -212,6 +228,8 @@ look_up_store(void)
 	check_shape(store.projection_checkpoint, SHAPE_CHECKPOINT);
 	check_shape(store.snapshot, SHAPE_SNAPSHOT);
 	check_shape(store.snapshot_policy, SHAPE_SNAPSHOT_POLICY);
+	check_shape(store.inbox_window, SHAPE_INBOX_WINDOW);
+	check_shape(store.inbox_turn, SHAPE_INBOX_TURN);
 	for (int i = 0; i < NAME_KINDS; i++)
 	{
 		const char *name = name_table_names[i];

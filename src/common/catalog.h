@@ -71,6 +71,36 @@ enum
 	SP_CATEGORIES
 };
 
+/* columns of event_store.inbox_window */
+enum
+{
+	IW_ID = 1,
+	IW_CONSUMER,
+	IW_KEEP_FOR,
+	IW_KEEP_COUNT,
+	IW_SHARED_UNTIL
+};
+
+/* columns of event_store.inbox_turn */
+enum
+{
+	IT_WINDOW_ID = 1,
+	IT_TURN,
+	IT_OPENED_AT,
+	IT_LAST_SEALED_AT,
+	IT_OLDEST_SEALED_AT
+};
+
+/* columns of the parts of windows, event_store.inbox_<window>_<part> */
+enum
+{
+	IE_KEY = 1,
+	IE_FINGERPRINT,
+	IE_RESULT,
+	IE_FINISHED,
+	IE_NATTS = IE_FINISHED
+};
+
 /* columns of event_store.segment_content */
 enum
 {
@@ -152,6 +182,10 @@ typedef struct Store
 	Oid			snapshot_id;	/* the sequence */
 	Oid			snapshot_policy;
 	Oid			snapshot_policy_index;
+	Oid			inbox_window;
+	Oid			inbox_window_index;
+	Oid			inbox_turn;
+	Oid			inbox_turn_index;
 	Oid			append_result;	/* the type */
 	Oid			recorded_event; /* the type */
 	Oid			append_result_rel;	/* and what has its columns */
@@ -174,7 +208,10 @@ typedef enum CatalogShape
 	SHAPE_CURSOR,
 	SHAPE_CHECKPOINT,
 	SHAPE_SNAPSHOT,
-	SHAPE_SNAPSHOT_POLICY
+	SHAPE_SNAPSHOT_POLICY,
+	SHAPE_INBOX_WINDOW,
+	SHAPE_INBOX_TURN,
+	SHAPE_INBOX_PART
 } CatalogShape;
 
 /*
@@ -194,6 +231,7 @@ catalog_message_is_news(Oid relid)
 }
 
 extern bool catalog_has_shape(TupleDesc desc, CatalogShape shape);
+extern Oid	catalog_relation(const char *name);
 extern const Store *catalog_store(void);
 extern bool catalog_store_exists(void);
 extern Oid	catalog_owner(const Store *store);

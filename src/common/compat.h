@@ -45,6 +45,19 @@
 	index_beginscan(heap, index, snapshot, nkeys, 0)
 #endif
 
+/* 16 tells the search in a B-tree of the table, 17 no more of a snapshot */
+#include "access/nbtree.h"
+#if PG_VERSION_NUM >= 170000
+#define compat_bt_search(index, heap, key, buffer) \
+	_bt_search(index, heap, key, buffer, BT_READ)
+#elif PG_VERSION_NUM >= 160000
+#define compat_bt_search(index, heap, key, buffer) \
+	_bt_search(index, heap, key, buffer, BT_READ, NULL)
+#else
+#define compat_bt_search(index, heap, key, buffer) \
+	_bt_search(index, key, buffer, BT_READ, NULL)
+#endif
+
 /* 17 lets an index keep state over the rows of one command */
 #if PG_VERSION_NUM >= 170000
 #define compat_index_insert_cleanup(index, info) index_insert_cleanup(index, info)

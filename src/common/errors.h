@@ -35,4 +35,9 @@
 /* a projection cannot go on */
 #define ERRCODE_VE_PROJECTION_FAILED		MAKE_SQLSTATE('V', 'E', '0', '1', '2')
 
+/* an idempotency key stands for another request already */
+#define ERRCODE_VE_KEY_REUSED				MAKE_SQLSTATE('V', 'E', '0', '2', '0')
+/* what is to be done once is being done, or has not been begun */
+#define ERRCODE_VE_NOT_BEGUN				MAKE_SQLSTATE('V', 'E', '0', '2', '1')
+
 #endif

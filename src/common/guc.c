@@ -15,6 +15,7 @@
 int			guc_max_batch_events = 100000;
 int			guc_max_batch_size = 256 * 1024;
 bool		guc_segment_worker = true;
+bool		guc_inbox_worker = true;
 int			guc_notify = NOTIFY_AUTO;
 char	   *guc_worker_databases = NULL;
 int			guc_look_interval = 1000;
@@ -61,6 +62,12 @@ guc_init(void)
 							 "Lets a short-lived background worker make segments.",
 							 "Without it, or when no worker can be had, the appending transaction makes them itself, and others that need the same segment wait for it.",
 							 &guc_segment_worker,
+							 true,
+							 PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomBoolVariable("event_store.inbox_worker",
+							 "Lets a short-lived background worker rotate the inbox.",
+							 "It is started by who marks a message when a rotation is due. Without it the inbox is rotated by the task of the worker, and by whoever calls rotate_inbox().",
+							 &guc_inbox_worker,
 							 true,
 							 PGC_SUSET, 0, NULL, NULL, NULL);
 	DefineCustomEnumVariable("event_store.notify",

@@ -17,6 +17,7 @@ typedef enum NotifyMode
 extern int	guc_max_batch_events;
 extern int	guc_max_batch_size;		/* kB */
 extern bool guc_segment_worker;
+extern bool guc_inbox_worker;
 extern int	guc_notify;
 extern char *guc_worker_databases;
 extern int	guc_look_interval;	/* ms */

@@ -12,6 +12,7 @@
 #include "storage/buf.h"
 #include "utils/rel.h"
 #include "utils/snapshot.h"
+#include "utils/uuid.h"
 
 /* the indexes of a segment that the extension reads by */
 typedef enum SegmentIndex
@@ -57,6 +58,7 @@ extern void key_int32(ScanKey key, int attno, int strategy, int32 value);
 extern void key_text(ScanKey key, int attno, int strategy, Datum value);
 extern void key_text_hash(ScanKey key, int attno, Datum value);
 extern void key_uuid(ScanKey key, int attno, Datum value);
+extern bool rows_may_have_uuid(Relation heap, Relation index, const pg_uuid_t *value);
 
 extern void probe_open_segment(Probe *probe, Oid segment, SegmentIndex which,
 							   LOCKMODE lock, Snapshot snapshot,

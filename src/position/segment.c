@@ -52,6 +52,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "common/background.h"
 #include "common/compat.h"
 #include "common/errors.h"
 #include "common/guc.h"
@@ -427,29 +428,18 @@ event_store_segment_worker_main(Datum arg)
 static bool
 start_worker(int64 from, int64 to, int ahead, BackgroundWorkerHandle **handle)
 {
-	BackgroundWorker worker;
 	WorkerOrder order;
 
-	if (!guc_segment_worker || !IsUnderPostmaster || max_worker_processes == 0)
+	if (!guc_segment_worker)
 		return false;
-
-	memset(&worker, 0, sizeof(worker));
 	memset(&order, 0, sizeof(order));
 	order.database = MyDatabaseId;
 	order.from = from;
 	order.to = to;
 	order.ahead = ahead;
 	StaticAssertStmt(sizeof(order) <= BGW_EXTRALEN, "order too large");
-	memcpy(worker.bgw_extra, &order, sizeof(order));
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	worker.bgw_notify_pid = handle != NULL ? MyProcPid : 0;
-	strlcpy(worker.bgw_library_name, "event_store", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "event_store_segment_worker_main", BGW_MAXLEN);
-	strlcpy(worker.bgw_name, "event_store segment worker", BGW_MAXLEN);
-	strlcpy(worker.bgw_type, "event_store segment worker", BGW_MAXLEN);
-	return RegisterDynamicBackgroundWorker(&worker, handle);
+	return background_start("event_store_segment_worker_main", "event_store segment worker",
+							&order, sizeof(order), handle);
 }
 
 /*

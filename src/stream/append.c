@@ -1380,8 +1380,8 @@ result_values(const StreamInput *stream, Datum *values, bool *nulls)
 	nulls[AR_FIRST_VERSION] = nulls[AR_FIRST_POSITION] = nulls[AR_LAST_POSITION] = nothing;
 }
 
-static Datum
-result_datum(const StreamInput *stream)
+Datum
+append_result_datum(const StreamInput *stream)
 {
 	TupleDesc	desc = lookup_rowtype_tupdesc(catalog_store()->append_result, -1);
 	Datum		values[AR_NATTS];
@@ -1394,69 +1394,92 @@ result_datum(const StreamInput *stream)
 	return result;
 }
 
-static int64
-expected_version_argument(FunctionCallInfo fcinfo, int n)
+int64
+append_expected_version(FunctionCallInfo fcinfo, int n)
 {
 	return PG_ARGISNULL(n) ? ANY_VERSION : PG_GETARG_INT64(n);
+}
+
+/*
+ * The arguments of a function that appends one event, from number n on: stream,
+ * type, data, metadata, expected_version, event_id if it has one, occurred_at,
+ * correlation_id, causation_id, schema_version, source.
+ */
+void
+append_read_arguments(FunctionCallInfo fcinfo, int n, bool has_event_id,
+					  StreamInput *stream, EventInput *event)
+{
+	Jsonb	   *metadata;
+
+	input_stream_name(stream, PG_ARGISNULL(n) ? NULL : PG_GETARG_TEXT_PP(n));
+	stream->nevents = 1;
+	n++;
+	input_type(event, PG_ARGISNULL(n) ? NULL : PG_GETARG_TEXT_PP(n));
+	n++;
+	if (PG_ARGISNULL(n))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("data must not be NULL"),
+				 errhint("JSON null is a value: 'null'.")));
+	event->data = PointerGetDatum(PG_GETARG_JSONB_P(n));
+	n++;
+	if (PG_ARGISNULL(n))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("metadata must not be NULL"),
+				 errhint("Leave it out, or give '{}'.")));
+	metadata = PG_GETARG_JSONB_P(n);
+	input_metadata(metadata);
+	event->metadata = PointerGetDatum(metadata);
+	n++;
+	stream->expected_version = input_expected_version(append_expected_version(fcinfo, n));
+	n++;
+	if (has_event_id)
+	{
+		if (!PG_ARGISNULL(n))
+		{
+			event->event_id = *PG_GETARG_UUID_P(n);
+			event->has_event_id = true;
+		}
+		n++;
+	}
+	if (!PG_ARGISNULL(n))
+	{
+		event->occurred_at = PG_GETARG_TIMESTAMPTZ(n);
+		input_occurred_at(event->occurred_at);
+		event->has_occurred_at = true;
+	}
+	n++;
+	if (!PG_ARGISNULL(n))
+		input_correlation_id(event, PG_GETARG_TEXT_PP(n));
+	n++;
+	if (!PG_ARGISNULL(n))
+	{
+		event->causation_id = *PG_GETARG_UUID_P(n);
+		event->has_causation_id = true;
+	}
+	n++;
+	event->schema_version = PG_ARGISNULL(n) ? 1 : PG_GETARG_INT32(n);
+	input_schema_version(event->schema_version);
+	n++;
+	if (!PG_ARGISNULL(n))
+		input_source(event, PG_GETARG_TEXT_PP(n));
 }
 
 Datum
 event_store_append(PG_FUNCTION_ARGS)
 {
-	AppendBatch		append = {0};
+	AppendBatch append = {0};
 	StreamInput stream = {0};
 	EventInput	event = {0};
-	Jsonb	   *metadata;
 
 	append_guard("event_store.append()");
 	append.nstreams = append.nevents = 1;
 	append.streams = &stream;
 	append.events = &event;
-
-	input_stream_name(&stream, PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0));
-	stream.nevents = 1;
-	input_type(&event, PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1));
-	if (PG_ARGISNULL(2))
-		ereport(ERROR,
-				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-				 errmsg("data must not be NULL"),
-				 errhint("JSON null is a value: 'null'.")));
-	event.data = PointerGetDatum(PG_GETARG_JSONB_P(2));
-	if (PG_ARGISNULL(3))
-		ereport(ERROR,
-				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-				 errmsg("metadata must not be NULL"),
-				 errhint("Leave it out, or give '{}'.")));
-	metadata = PG_GETARG_JSONB_P(3);
-	input_metadata(metadata);
-	event.metadata = PointerGetDatum(metadata);
-	stream.expected_version =
-		input_expected_version(expected_version_argument(fcinfo, 4));
-	if (!PG_ARGISNULL(5))
-	{
-		event.event_id = *PG_GETARG_UUID_P(5);
-		event.has_event_id = true;
-	}
-	if (!PG_ARGISNULL(6))
-	{
-		event.occurred_at = PG_GETARG_TIMESTAMPTZ(6);
-		input_occurred_at(event.occurred_at);
-		event.has_occurred_at = true;
-	}
-	if (!PG_ARGISNULL(7))
-		input_correlation_id(&event, PG_GETARG_TEXT_PP(7));
-	if (!PG_ARGISNULL(8))
-	{
-		event.causation_id = *PG_GETARG_UUID_P(8);
-		event.has_causation_id = true;
-	}
-	event.schema_version = PG_ARGISNULL(9) ? 1 : PG_GETARG_INT32(9);
-	input_schema_version(event.schema_version);
-	if (!PG_ARGISNULL(10))
-		input_source(&event, PG_GETARG_TEXT_PP(10));
-
+	append_read_arguments(fcinfo, 0, true, &stream, &event);
 	append_write(&append);
-	PG_RETURN_DATUM(result_datum(&stream));
+	PG_RETURN_DATUM(append_result_datum(&stream));
 }
 
 Datum
@@ -1468,9 +1491,9 @@ event_store_append_events(PG_FUNCTION_ARGS)
 	input_batch_of_stream(&append,
 						  PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0),
 						  PG_ARGISNULL(1) ? NULL : PG_GETARG_JSONB_P(1),
-						  expected_version_argument(fcinfo, 2));
+						  append_expected_version(fcinfo, 2));
 	append_write(&append);
-	PG_RETURN_DATUM(result_datum(&append.streams[0]));
+	PG_RETURN_DATUM(append_result_datum(&append.streams[0]));
 }
 
 Datum

@@ -140,6 +140,10 @@ extern void append_read_segments(Probe *probe, StreamInput *stream);
 extern bool append_find_stream(const char *name, int len, Snapshot snapshot,
 							   StreamInput *found);
 extern void append_guard(const char *what);
+extern int64 append_expected_version(FunctionCallInfo fcinfo, int n);
+extern void append_read_arguments(FunctionCallInfo fcinfo, int n, bool has_event_id,
+								  StreamInput *stream, EventInput *event);
+extern Datum append_result_datum(const StreamInput *stream);
 
 /* id_range.c */
 extern bool id_range_may_hold(Segment segment, const pg_uuid_t *id, int64 *mark);

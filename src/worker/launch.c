@@ -47,6 +47,7 @@
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
 
+#include "common/background.h"
 #include "common/catalog.h"
 #include "common/compat.h"
 #include "common/errors.h"
@@ -68,18 +69,6 @@ PG_FUNCTION_INFO_V1(event_store_stop_worker);
  * The worker
  * ----------------------------------------------------------------
  */
-
-static void
-describe(BackgroundWorker *worker, const char *function, const char *name)
-{
-	memset(worker, 0, sizeof(BackgroundWorker));
-	worker->bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker->bgw_restart_time = BGW_NEVER_RESTART;
-	strlcpy(worker->bgw_library_name, "event_store", BGW_MAXLEN);
-	strlcpy(worker->bgw_function_name, function, BGW_MAXLEN);
-	strlcpy(worker->bgw_name, name, BGW_MAXLEN);
-	strlcpy(worker->bgw_type, name, BGW_MAXLEN);
-}
 
 static void
 wait_a_moment(void)
@@ -120,7 +109,7 @@ register_worker(int restart_time)
 						GetUserNameFromId(order.owner, false)),
 				 errhint("ALTER ROLE … LOGIN, or give the store another owner.")));
 
-	describe(&worker, "event_store_worker_main", "event_store worker");
+	background_describe(&worker, "event_store_worker_main", "event_store worker");
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_restart_time = restart_time;
 	worker.bgw_notify_pid = MyProcPid;
@@ -346,7 +335,7 @@ hire_starter(const char *database)
 	BackgroundWorkerHandle *handle;
 	pid_t		pid;
 
-	describe(&worker, "event_store_starter_main", "event_store starter");
+	background_describe(&worker, "event_store_starter_main", "event_store starter");
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_notify_pid = MyProcPid;
 	strlcpy(worker.bgw_extra, database, BGW_EXTRALEN);
@@ -440,7 +429,7 @@ launch_init(void)
 
 	if (!process_shared_preload_libraries_in_progress || IsBinaryUpgrade)
 		return;
-	describe(&worker, "event_store_launcher_main", "event_store launcher");
+	background_describe(&worker, "event_store_launcher_main", "event_store launcher");
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_restart_time = RESTART_SECONDS;
 	RegisterBackgroundWorker(&worker);

@@ -44,13 +44,14 @@ SELECT pg_extension_config_dump('event_store.worker_task_run', '');
 
 CREATE FUNCTION event_store.builtin_tasks(OUT name text, OUT command text, OUT run_every interval)
 RETURNS SETOF record
-LANGUAGE sql IMMUTABLE PARALLEL SAFE ROWS 5
+LANGUAGE sql IMMUTABLE PARALLEL SAFE ROWS 6
 BEGIN ATOMIC
 	VALUES
 		('deal to consumers', 'SELECT event_store.deal_subscriptions()', '1 second'::interval),
 		('prepare segments', 'SELECT event_store.prepare_segments()', '10 seconds'::interval),
 		('publish settled position', 'SELECT event_store.publish_settled_position()', '1 second'::interval),
 		('refresh projections', 'SELECT event_store.refresh_projections(''1 second'')', '1 second'::interval),
+		('rotate inbox', 'SELECT event_store.rotate_inbox()', '10 seconds'),
 		('take snapshots', 'SELECT event_store.take_snapshots()', '2 seconds'::interval);
 END;
 COMMENT ON FUNCTION event_store.builtin_tasks() IS
