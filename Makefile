@@ -55,7 +55,10 @@ OBJS = \
 	src/snapshot/policy.o \
 	src/snapshot/state.o \
 	src/snapshot/load.o \
-	src/snapshot/take.o
+	src/snapshot/take.o \
+	src/cloudevent/attribute.o \
+	src/cloudevent/make.o \
+	src/cloudevent/append.o
 
 # The install script, part by part in order of dependency: the table of
 # contents of the architecture.
@@ -68,7 +71,8 @@ SQL_PARTS = \
 	src/subscription/subscription.sql \
 	src/projection/fold.sql \
 	src/projection/projection.sql \
-	src/snapshot/snapshot.sql
+	src/snapshot/snapshot.sql \
+	src/cloudevent/cloudevent.sql
 
 DATA_built = $(EXTENSION)--$(EXTVERSION).sql
 DOCS = README.md
@@ -79,7 +83,8 @@ REGRESS = common_install common_caches stream_append stream_batch stream_append_
 	stream_bulk stream_read stream_cost position_segments worker_task subscription_poll \
 	subscription_failure subscription_lease subscription_edges \
 	projection_fold projection_kinds projection_failure projection_inline projection_rebuild \
-	snapshot_load snapshot_state snapshot_take
+	snapshot_load snapshot_state snapshot_take \
+	cloudevent_append cloudevent_make
 REGRESS_OPTS = --inputdir=. --load-extension=plpgsql
 ISOLATION = $(patsubst specs/%.spec,%,$(sort $(wildcard specs/*.spec)))
 ISOLATION_OPTS = --inputdir=. --load-extension=event_store

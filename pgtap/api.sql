@@ -158,6 +158,15 @@ INSERT INTO api VALUES
 	 'text', 'volatile', 'unsafe', 'c', true),
 	('drop_snapshot_policy', 'fold text', 'boolean', 'volatile', 'unsafe', 'c', true),
 	('take_snapshots', 'max_events bigint DEFAULT 10000', 'bigint', 'volatile', 'unsafe', 'c', true),
+	('to_cloudevent',
+	 'event event_store.recorded_event, source text DEFAULT ''/event_store''::text, with_record boolean DEFAULT false',
+	 'jsonb', 'immutable', 'safe', 'c', false),
+	('append_cloudevent',
+	 'event jsonb, stream text DEFAULT NULL::text, expected_version bigint DEFAULT NULL::bigint, source text DEFAULT ''/event_store''::text',
+	 'event_store.append_result', 'volatile', 'unsafe', 'c', true),
+	('append_cloudevents',
+	 'events jsonb, stream text DEFAULT NULL::text, source text DEFAULT ''/event_store''::text',
+	 'SETOF event_store.append_result', 'volatile', 'unsafe', 'c', true),
 	('stream_version', 'stream text', 'bigint', 'stable', 'restricted', 'c', false),
 	('stream_info',
 	 'stream text, OUT stream text, OUT category text, OUT version integer, OUT created_at timestamp with time zone, OUT first_position bigint, OUT last_position bigint, OUT last_recorded_at timestamp with time zone',
@@ -369,6 +378,7 @@ GRANT USAGE ON SCHEMA event_store TO event_store_contract_reader,
 GRANT SELECT ON event_store.events TO event_store_contract_reader;
 GRANT INSERT ON event_store.events TO event_store_contract_writer;
 GRANT EXECUTE ON FUNCTION event_store.append, event_store.append_events, event_store.append_streams,
+	event_store.append_cloudevent, event_store.append_cloudevents,
 	event_store.poll TO event_store_contract_writer, event_store_contract_nobody;
 SELECT lives_ok($$SELECT event_store.create_subscription('contract')$$, 'the owner makes a subscription');
 SELECT lives_ok($$SELECT event_store.create_projection('contract', 'fold', 'count')$$, 'and a projection');
@@ -379,6 +389,8 @@ INSERT INTO call VALUES
 	('append', $$SELECT * FROM event_store.append('contract-1', 'called', '{}')$$),
 	('append_events', $$SELECT * FROM event_store.append_events('contract-1', '[{"type": "called", "data": 1}]')$$),
 	('append_streams', $$SELECT * FROM event_store.append_streams('[{"stream": "contract-1", "events": [{"type": "called", "data": 1}]}]')$$),
+	('append_cloudevent', $$SELECT event_store.append_cloudevent('{"specversion": "1.0", "type": "called", "source": "/", "id": "1", "subject": "contract-2"}')$$),
+	('append_cloudevents', $$SELECT * FROM event_store.append_cloudevents('[{"specversion": "1.0", "type": "called", "source": "/", "id": "1", "subject": "contract-2"}]')$$),
 	('INSERT', $$INSERT INTO event_store.events (stream, type, data) VALUES ('contract-1', 'called', '1')$$),
 	('read_stream', $$SELECT * FROM event_store.read_stream('contract-1')$$),
 	('read_category', $$SELECT * FROM event_store.read_category('contract')$$),
@@ -437,7 +449,7 @@ END $$;
 
 -- The writer comes first, so that there is something to be read.
 SELECT is(pg_temp.outcome('event_store_contract_writer', sql),
-	CASE WHEN name IN ('append', 'append_events', 'append_streams', 'INSERT') THEN '00000' ELSE '42501' END,
+	CASE WHEN name IN ('append', 'append_events', 'append_streams', 'append_cloudevent', 'append_cloudevents', 'INSERT') THEN '00000' ELSE '42501' END,
 	'a writer calls ' || name)
 FROM call ORDER BY name;
 SELECT is(pg_temp.outcome('event_store_contract_reader', sql),

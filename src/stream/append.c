@@ -1248,8 +1248,8 @@ append_guard(const char *what)
 	catalog_require_append(catalog_store());
 }
 
-static void
-result_values(const StreamInput *stream, Datum *values, bool *nulls)
+void
+append_result_values(const StreamInput *stream, Datum *values, bool *nulls)
 {
 	bool		nothing = stream->nevents == 0;
 
@@ -1263,15 +1263,15 @@ result_values(const StreamInput *stream, Datum *values, bool *nulls)
 	nulls[AR_FIRST_VERSION] = nulls[AR_FIRST_POSITION] = nulls[AR_LAST_POSITION] = nothing;
 }
 
-static Datum
-result_datum(const StreamInput *stream)
+Datum
+append_result_datum(const StreamInput *stream)
 {
 	TupleDesc	desc = lookup_rowtype_tupdesc(catalog_store()->append_result, -1);
 	Datum		values[AR_NATTS];
 	bool		nulls[AR_NATTS];
 	Datum		result;
 
-	result_values(stream, values, nulls);
+	append_result_values(stream, values, nulls);
 	result = HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
 	ReleaseTupleDesc(desc);
 	return result;
@@ -1339,7 +1339,7 @@ event_store_append(PG_FUNCTION_ARGS)
 		input_source(&event, PG_GETARG_TEXT_PP(10));
 
 	append_write(&append);
-	PG_RETURN_DATUM(result_datum(&stream));
+	PG_RETURN_DATUM(append_result_datum(&stream));
 }
 
 Datum
@@ -1353,7 +1353,7 @@ event_store_append_events(PG_FUNCTION_ARGS)
 						  PG_ARGISNULL(1) ? NULL : PG_GETARG_JSONB_P(1),
 						  expected_version_argument(fcinfo, 2));
 	append_write(&append);
-	PG_RETURN_DATUM(result_datum(&append.streams[0]));
+	PG_RETURN_DATUM(append_result_datum(&append.streams[0]));
 }
 
 Datum
@@ -1371,7 +1371,7 @@ event_store_append_streams(PG_FUNCTION_ARGS)
 		Datum		values[AR_NATTS];
 		bool		nulls[AR_NATTS];
 
-		result_values(&append.streams[i], values, nulls);
+		append_result_values(&append.streams[i], values, nulls);
 		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 	}
 	return (Datum) 0;

@@ -115,6 +115,8 @@ extern void input_metadata(Jsonb *metadata);
 extern void input_schema_version(int32 schema_version);
 extern void input_occurred_at(TimestampTz occurred_at);
 extern int64 input_expected_version(int64 expected);
+extern void input_batch_size(Jsonb *batch);
+extern void input_batch_events(int64 nevents);
 extern void input_batch_of_stream(AppendBatch *append, text *stream, Jsonb *events,
 								  int64 expected_version);
 extern void input_batch_of_streams(AppendBatch *append, Jsonb *appends);
@@ -126,6 +128,8 @@ extern void append_read_segments(Probe *probe, StreamInput *stream);
 extern bool append_find_stream(const char *name, int len, Snapshot snapshot,
 							   StreamInput *found);
 extern void append_guard(const char *what);
+extern void append_result_values(const StreamInput *stream, Datum *values, bool *nulls);
+extern Datum append_result_datum(const StreamInput *stream);
 
 /* id_range.c */
 extern bool id_range_may_hold(Segment segment, const pg_uuid_t *id, int64 *mark);
