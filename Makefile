@@ -58,7 +58,10 @@ OBJS = \
 	src/snapshot/take.o \
 	src/cloudevent/attribute.o \
 	src/cloudevent/make.o \
-	src/cloudevent/append.o
+	src/cloudevent/append.o \
+	src/translation/rule.o \
+	src/translation/apply.o \
+	src/translation/define.o
 
 # The install script, part by part in order of dependency: the table of
 # contents of the architecture.
@@ -72,7 +75,8 @@ SQL_PARTS = \
 	src/projection/fold.sql \
 	src/projection/projection.sql \
 	src/snapshot/snapshot.sql \
-	src/cloudevent/cloudevent.sql
+	src/cloudevent/cloudevent.sql \
+	src/translation/translation.sql
 
 DATA_built = $(EXTENSION)--$(EXTVERSION).sql
 DOCS = README.md
@@ -84,7 +88,7 @@ REGRESS = common_install common_caches stream_append stream_batch stream_append_
 	subscription_failure subscription_lease subscription_edges \
 	projection_fold projection_kinds projection_failure projection_inline projection_rebuild \
 	snapshot_load snapshot_state snapshot_take \
-	cloudevent_append cloudevent_make
+	cloudevent_append cloudevent_make translation_rules translation_define
 REGRESS_OPTS = --inputdir=. --load-extension=plpgsql
 ISOLATION = $(patsubst specs/%.spec,%,$(sort $(wildcard specs/*.spec)))
 ISOLATION_OPTS = --inputdir=. --load-extension=event_store

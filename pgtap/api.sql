@@ -158,6 +158,10 @@ INSERT INTO api VALUES
 	 'text', 'volatile', 'unsafe', 'c', true),
 	('drop_snapshot_policy', 'fold text', 'boolean', 'volatile', 'unsafe', 'c', true),
 	('take_snapshots', 'max_events bigint DEFAULT 10000', 'bigint', 'volatile', 'unsafe', 'c', true),
+	('create_translation', 'name text, rules jsonb', 'void', 'volatile', 'unsafe', 'c', true),
+	('alter_translation', 'name text, rules jsonb', 'void', 'volatile', 'unsafe', 'c', true),
+	('drop_translation', 'name text', 'void', 'volatile', 'unsafe', 'c', true),
+	('translate', 'name text, event event_store.recorded_event', 'SETOF event_store.recorded_event', 'stable', 'restricted', 'c', true),
 	('to_cloudevent',
 	 'event event_store.recorded_event, source text DEFAULT ''/event_store''::text, with_record boolean DEFAULT false',
 	 'jsonb', 'immutable', 'safe', 'c', false),
@@ -291,6 +295,10 @@ SELECT is(pg_temp.columns_of('event_store.projection_states'),
 	'projection text, key text, state jsonb, version integer, position bigint',
 	'projection_states');
 
+SELECT is(pg_temp.columns_of('event_store.translations'),
+	'name text, rule integer, types jsonb, categories jsonb, condition text, type text, definition jsonb, created_at timestamp with time zone, altered_at timestamp with time zone',
+	'translations');
+
 SELECT set_eq($$
 	SELECT relname::text FROM pg_class c
 	WHERE relnamespace = 'event_store'::regnamespace AND relkind IN ('r', 'p', 'v')
@@ -302,7 +310,8 @@ SELECT set_eq($$
 		'subscriptions', 'subscription_history',
 		'snapshot', 'snapshot_policy', 'snapshot_progress', 'snapshot_pending', 'snapshots', 'snapshot_policies',
 		'projection', 'projection_checkpoint', 'projection_error', 'projection_failure', 'projection_state',
-		'projections', 'projection_failures', 'projection_states', 'projection_rebuilds'],
+		'projections', 'projection_failures', 'projection_states', 'projection_rebuilds',
+		'translation', 'translations'],
 	'the schema has these tables and views and no others');
 
 SELECT is_empty($$
@@ -432,6 +441,11 @@ INSERT INTO call VALUES
 	('projection_state', $$SELECT event_store.projection_state('contract', 'contract-1')$$),
 	('projection_lag', $$SELECT * FROM event_store.projection_lag('contract')$$),
 	('wait_for_projection', $$SELECT event_store.wait_for_projection('contract', 1, '0')$$),
+	('create_translation', $$SELECT event_store.create_translation('contract', '{}')$$),
+	('alter_translation', $$SELECT event_store.alter_translation('contract', '{}')$$),
+	('drop_translation', $$SELECT event_store.drop_translation('contract')$$),
+	('translations', $$SELECT * FROM event_store.translations$$),
+	('translate', $$SELECT * FROM event_store.translate('contract', NULL)$$),
 	('tables', $$SELECT * FROM event_store.event$$),
 	('counter', $$SELECT * FROM event_store.position_counter$$);
 
@@ -453,7 +467,7 @@ SELECT is(pg_temp.outcome('event_store_contract_writer', sql),
 	'a writer calls ' || name)
 FROM call ORDER BY name;
 SELECT is(pg_temp.outcome('event_store_contract_reader', sql),
-	CASE WHEN name ~ '^(append|INSERT|publish|set_|prepare|tables|counter|subscription|create_|poll|nack|dead_|snapshot|projections|projection_(failures|states|state)$|refresh_|save_|load_|state_|take_|drop_)' THEN '42501' ELSE '00000' END,
+	CASE WHEN name ~ '^(append|INSERT|publish|set_|prepare|tables|counter|subscription|create_|poll|nack|dead_|snapshot|projections|projection_(failures|states|state)$|refresh_|save_|load_|state_|take_|drop_|alter_|translat)' THEN '42501' ELSE '00000' END,
 	'a reader calls ' || name)
 FROM call ORDER BY name;
 SELECT is(pg_temp.outcome('event_store_contract_nobody', sql), '42501',
@@ -485,7 +499,8 @@ SELECT is_empty($$
 		'subscriptions', 'subscription_history',
 		'snapshot', 'snapshot_policy', 'snapshot_progress', 'snapshot_pending', 'snapshots', 'snapshot_policies',
 		'projection', 'projection_checkpoint', 'projection_error', 'projection_failure', 'projection_state',
-		'projections', 'projection_failures', 'projection_states', 'projection_rebuilds')
+		'projections', 'projection_failures', 'projection_states', 'projection_rebuilds',
+		'translation', 'translations')
 	AND NOT (relispartition AND relname ~ '^projection_state_')
 	AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgname = 'refuse_change')$$,
 	'all that holds events or their names refuses changes');

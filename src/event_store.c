@@ -15,6 +15,7 @@
 #include "snapshot/snapshot.h"
 #include "stream/stream.h"
 #include "subscription/subscription.h"
+#include "translation/translation.h"
 #include "worker/worker.h"
 
 PG_MODULE_MAGIC;
@@ -36,4 +37,5 @@ _PG_init(void)
 	deal_init();
 	projection_init();
 	snapshot_init();
+	translation_init();
 }

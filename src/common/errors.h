@@ -35,4 +35,9 @@
 /* a projection cannot go on */
 #define ERRCODE_VE_PROJECTION_FAILED		MAKE_SQLSTATE('V', 'E', '0', '1', '2')
 
+/* there is no translation of that name */
+#define ERRCODE_VE_NO_TRANSLATION			MAKE_SQLSTATE('V', 'E', '0', '2', '3')
+/* there is one already */
+#define ERRCODE_VE_TRANSLATION_EXISTS		MAKE_SQLSTATE('V', 'E', '0', '2', '4')
+
 #endif
