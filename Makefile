@@ -16,6 +16,7 @@ OBJS = \
 	src/common/rows.o \
 	src/position/counter.o \
 	src/position/settled.o \
+	src/position/durable.o \
 	src/position/segment.o \
 	src/stream/input.o \
 	src/stream/append.o \
@@ -55,7 +56,14 @@ OBJS = \
 	src/snapshot/policy.o \
 	src/snapshot/state.o \
 	src/snapshot/load.o \
-	src/snapshot/take.o
+	src/snapshot/take.o \
+	src/outbox/queue.o \
+	src/outbox/slot.o \
+	src/outbox/keep.o \
+	src/outbox/policy.o \
+	src/outbox/publish.o \
+	src/outbox/deliver.o \
+	src/outbox/answer.o
 
 # The install script, part by part in order of dependency: the table of
 # contents of the architecture.
@@ -68,7 +76,8 @@ SQL_PARTS = \
 	src/subscription/subscription.sql \
 	src/projection/fold.sql \
 	src/projection/projection.sql \
-	src/snapshot/snapshot.sql
+	src/snapshot/snapshot.sql \
+	src/outbox/outbox.sql
 
 DATA_built = $(EXTENSION)--$(EXTVERSION).sql
 DOCS = README.md

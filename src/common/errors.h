@@ -35,4 +35,7 @@
 /* a projection cannot go on */
 #define ERRCODE_VE_PROJECTION_FAILED		MAKE_SQLSTATE('V', 'E', '0', '1', '2')
 
+/* a message of the outbox cannot be written to the WAL: nobody could decode it */
+#define ERRCODE_VE_NO_LOGICAL_WAL			MAKE_SQLSTATE('V', 'E', '0', '1', '6')
+
 #endif
