@@ -63,7 +63,8 @@ OBJS = \
 	src/outbox/policy.o \
 	src/outbox/publish.o \
 	src/outbox/deliver.o \
-	src/outbox/answer.o
+	src/outbox/answer.o \
+	src/outbox/rotate.o
 
 # The install script, part by part in order of dependency: the table of
 # contents of the architecture.

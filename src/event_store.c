@@ -10,6 +10,7 @@
 #include "common/guc.h"
 #include "common/names.h"
 #include "notification/notification.h"
+#include "outbox/outbox.h"
 #include "position/position.h"
 #include "projection/projection.h"
 #include "snapshot/snapshot.h"
@@ -36,4 +37,5 @@ _PG_init(void)
 	deal_init();
 	projection_init();
 	snapshot_init();
+	outbox_init();
 }

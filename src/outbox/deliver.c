@@ -275,6 +275,7 @@ deliver(Request *request)
 	request->max_count = breaker_limit(&outbox, (int) request->max_count);
 	if (request->max_count == 0)
 		return;
+	(void) rotate_move_due();
 	mark = settled_mark();
 	queue_open(&scan, true);
 	slot_begin(&reader);
@@ -343,9 +344,87 @@ deliver(Request *request)
 	slot_end(&reader);
 	queue_close(&scan);
 	if (plans_writes != writes)
+	{
 		wake_at_end();
+		rotate_at_end();
+	}
 	if (again)
 		deliver(request);
+}
+
+/* When something will happen by itself; 0: never. */
+static TimestampTz
+next_change(void)
+{
+	Subscription outbox;
+	SlotReader	reader;
+	TimestampTz next = rotate_next_due();
+
+	slot_begin(&reader);
+	for (int slot = 1; slot <= OUTBOX_SLOTS; slot++)
+	{
+		SlotState	state;
+
+		slot_read(&reader, slot, &state);
+		if (state.consumer != NULL && (next == 0 || state.leased_until < next))
+			next = state.leased_until;
+	}
+	slot_end(&reader);
+	if (policy_has_failures())
+	{
+		bool		queued;
+		TimestampTz due;
+
+		policy_read(&outbox);
+		due = failure_next_due(&outbox, &queued);
+		if (due != 0 && (next == 0 || due < next))
+			next = due;
+		if (outbox.breaker_failures > 0 && outbox.breaker == BREAKER_OPEN &&
+			(next == 0 || outbox.breaker_until < next))
+			next = outbox.breaker_until;
+	}
+	return next;
+}
+
+/*
+ * Waits until there is something: as a poll of a subscription does (poll.c).  Who has
+ * written something, and has got nothing, comes back at once.
+ */
+static void
+deliver_or_wait(Request *request, TimestampTz until)
+{
+	int64		mark = -1;
+	bool		woken = true;
+	int			max_count = request->max_count;
+
+	wake_begin_wait();
+	for (int times = 0;; times++)
+	{
+		int64		mark_now = settled_mark();
+		TimestampTz next = next_change();
+
+		if (woken || mark_now != mark || times % 10 == 0 ||
+			(next != 0 && next <= GetCurrentTimestamp()))
+		{
+			uint64		writes = plans_writes;
+			bool		keep;
+
+			mark = mark_now;
+			request->max_count = max_count;
+			request->relay.until = ack_lease_end(request->relay.lease);
+			state_begin_try();
+			deliver(request);
+			keep = request->count > 0 || plans_writes != writes;
+			state_end_try(keep);
+			if (keep)
+				break;
+			next = next_change();
+		}
+		if (GetCurrentTimestamp() >= until)
+			break;
+		woken = poll_wait(until, next, request->result);
+	}
+	wake_end_wait();
 }
 
 Datum
@@ -370,6 +449,12 @@ event_store_outbox_poll(PG_FUNCTION_ARGS)
 	request.relay.leases = true;
 	request.relay.until = ack_lease_end(request.relay.lease);
 	InitMaterializedSRF(fcinfo, 0);
-	(void) deliver(&request);
+	if (PG_ARGISNULL(3))
+		deliver(&request);
+	else
+	{
+		ack_check_interval("wait", PG_GETARG_INTERVAL_P(3), AT_LEAST_ANY);
+		deliver_or_wait(&request, ack_lease_end(PG_GETARG_INTERVAL_P(3)));
+	}
 	return (Datum) 0;
 }

@@ -97,6 +97,7 @@ extern bool slot_lock(int slot, bool wait);
 extern void slot_unlock(int slot);
 extern void slot_begin(SlotReader *reader);
 extern void slot_read(SlotReader *reader, int slot, SlotState *state);
+extern bool slot_is_in(SlotReader *reader, int table, int slot);
 extern void slot_end(SlotReader *reader);
 extern void slot_write(SlotState *state, int64 acknowledged);
 extern bool slot_is_decided(const SlotState *state, int64 position);
@@ -120,6 +121,15 @@ extern void policy_succeeded(int64 count);
 extern void keep_add(int slot, const EventList *messages);
 extern void keep_remove(const int64 *positions, int count, int64 *by_slot);
 extern void keep_put(const Retry *retries, int count, ReturnSetInfo *result);
+
+/* ----------------------------------------------------------------
+ * rotate.c: tables that are emptied, and delayed messages
+ * ----------------------------------------------------------------
+ */
+extern TimestampTz rotate_next_due(void);
+extern int64 rotate_move_due(void);
+extern void rotate_at_end(void);
+extern void outbox_init(void);
 
 /* ----------------------------------------------------------------
  * publish.c

@@ -295,13 +295,14 @@ COMMENT ON FUNCTION event_store.publish(text, text, jsonb, jsonb, uuid, interval
 CREATE FUNCTION event_store.outbox_poll(
 	relay text,
 	max_count int DEFAULT 100,
-	lease interval DEFAULT '30 s'
+	lease interval DEFAULT '30 s',
+	wait interval DEFAULT NULL
 ) RETURNS SETOF event_store.outbox_message
 LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 100 AS 'MODULE_PATHNAME', 'event_store_outbox_poll';
-REVOKE ALL ON FUNCTION event_store.outbox_poll(text, int, interval) FROM PUBLIC;
-ALTER FUNCTION event_store.outbox_poll(text, int, interval) OWNER TO @extowner@;
-COMMENT ON FUNCTION event_store.outbox_poll(text, int, interval) IS
-'outbox_poll(relay, max_count = 100, lease = 30 s) -> setof outbox_message: messages for a relay to send, at most max_count (NULL: as many as there are). They are the relay''s for so long: it says outbox_ack() of what it has sent, outbox_nack() of what failed; each of these, and outbox_heartbeat(), makes the time begin anew for the rest. When it is over they are delivered again, which counts as a failed attempt; if it happens again, each alone. Any number of relays, by different names, share the work, 16 at a time. Of a key no message is delivered while an earlier one is out, or has failed and is not sent yet. Only messages of transactions that have ended, and behind which no transaction is still publishing, are delivered. Returns nothing while the outbox is paused or its circuit breaker open. Raises VE002 for an invalid argument, 0A000 in REPEATABLE READ and SERIALIZABLE, 25006 in a read-only transaction or on a standby.';
+REVOKE ALL ON FUNCTION event_store.outbox_poll(text, int, interval, interval) FROM PUBLIC;
+ALTER FUNCTION event_store.outbox_poll(text, int, interval, interval) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.outbox_poll(text, int, interval, interval) IS
+'outbox_poll(relay, max_count = 100, lease = 30 s, wait = NULL) -> setof outbox_message: messages for a relay to send, at most max_count (NULL: as many as there are). They are the relay''s for so long: it says outbox_ack() of what it has sent, outbox_nack() of what failed; each of these, and outbox_heartbeat(), makes the time begin anew for the rest. When it is over they are delivered again, which counts as a failed attempt; if it happens again, each alone. Any number of relays, by different names, share the work, 16 at a time. Of a key no message is delivered while an earlier one is out, or has failed and is not sent yet. Only messages of transactions that have ended, and behind which no transaction is still publishing, are delivered. wait: if there is nothing, waits so long for something, and returns as soon as it is there, or when there was something to be put in order. Returns nothing while the outbox is paused or its circuit breaker open. Raises VE002 for an invalid argument, 0A000 in REPEATABLE READ and SERIALIZABLE, 25006 in a read-only transaction or on a standby.';
 
 CREATE FUNCTION event_store.outbox_ack(
 	relay text,
@@ -343,6 +344,13 @@ REVOKE ALL ON FUNCTION event_store.outbox_release(text) FROM PUBLIC;
 ALTER FUNCTION event_store.outbox_release(text) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.outbox_release(text) IS
 'outbox_release(relay) -> boolean: the relay gives back what it has, and has not acknowledged; it is delivered again at once, and counts for no failed attempt. For a relay that stops, or starts anew under its old name. Whether it had anything. Raises VE002 for an invalid argument, 0A000 in REPEATABLE READ and SERIALIZABLE.';
+
+CREATE FUNCTION event_store.tend_outbox() RETURNS bigint
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_tend_outbox';
+REVOKE ALL ON FUNCTION event_store.tend_outbox() FROM PUBLIC;
+ALTER FUNCTION event_store.tend_outbox() OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.tend_outbox() IS
+'tend_outbox() -> bigint: puts delayed messages that are due into the outbox, returns how many (1,000 at most), and empties tables that nothing is needed of any more, when the transaction commits. Polls and acknowledgements do so by themselves; a task of the worker calls it every second. Only the owner of the store may.';
 
 CREATE FUNCTION event_store.alter_outbox(
 	paused boolean DEFAULT NULL,

@@ -110,6 +110,15 @@ slot_read(SlotReader *reader, int slot, SlotState *state)
 		(void) read_last(reader, (n + 1) % OUTBOX_SLOT_TABLES, slot, state);
 }
 
+/* Has a slot a state in that table? */
+bool
+slot_is_in(SlotReader *reader, int table, int slot)
+{
+	SlotState	state;
+
+	return read_last(reader, table, slot, &state);
+}
+
 void
 slot_end(SlotReader *reader)
 {
