@@ -64,7 +64,9 @@ OBJS = \
 	src/outbox/publish.o \
 	src/outbox/deliver.o \
 	src/outbox/answer.o \
-	src/outbox/rotate.o
+	src/outbox/rotate.o \
+	src/outbox/route.o \
+	src/outbox/dead.o
 
 # The install script, part by part in order of dependency: the table of
 # contents of the architecture.

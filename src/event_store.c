@@ -35,7 +35,8 @@ _PG_init(void)
 	launch_init();
 	delivered_init();
 	deal_init();
+	/* before projections: see route.c */
+	outbox_init();
 	projection_init();
 	snapshot_init();
-	outbox_init();
 }

@@ -129,13 +129,18 @@ extern void keep_put(const Retry *retries, int count, ReturnSetInfo *result);
 extern TimestampTz rotate_next_due(void);
 extern int64 rotate_move_due(void);
 extern void rotate_at_end(void);
-extern void outbox_init(void);
 
 /* ----------------------------------------------------------------
  * publish.c
  * ----------------------------------------------------------------
  */
 extern int64 publish_messages(Message *messages, int count);
+
+/* ----------------------------------------------------------------
+ * route.c
+ * ----------------------------------------------------------------
+ */
+extern void route_init(void);
 
 /* ----------------------------------------------------------------
  * deliver.c, answer.c: relays
@@ -145,5 +150,8 @@ extern text *deliver_relay_argument(FunctionCallInfo fcinfo, int n);
 extern bool deliver_is_same(const text *a, const text *b);
 extern void deliver_guard(const char *what);
 extern void deliver_list(QueueScan *scan, const SlotState *state, EventList *open);
+
+/* all of the folder */
+extern void outbox_init(void);
 
 #endif

@@ -370,3 +370,200 @@ ALTER FUNCTION event_store.alter_outbox(boolean, int, interval, float8, interval
 COMMENT ON FUNCTION event_store.alter_outbox(boolean, int, interval, float8, interval, float8, int, interval, interval, int) IS
 'alter_outbox(paused = NULL, max_attempts = NULL, first_delay = NULL, delay_factor = NULL, max_delay = NULL, jitter = NULL, breaker_failures = NULL, breaker_window = NULL, breaker_timeout = NULL, breaker_probes = NULL) -> void: sets how the outbox goes about failures; NULL leaves things as they are. They mean what they mean for subscriptions, with the same defaults: see create_subscription(); breaker_failures 0 takes the circuit breaker away. paused: polls return nothing. Raises VE002 for a value out of range.';
 
+CREATE FUNCTION event_store.outbox_replay_dead_letters(
+	id bigint DEFAULT NULL,
+	key text DEFAULT NULL
+) RETURNS bigint
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_outbox_replay_dead_letters';
+REVOKE ALL ON FUNCTION event_store.outbox_replay_dead_letters(bigint, text) FROM PUBLIC;
+ALTER FUNCTION event_store.outbox_replay_dead_letters(bigint, text) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.outbox_replay_dead_letters(bigint, text) IS
+'outbox_replay_dead_letters(id = NULL, key = NULL) -> bigint: delivers dead letters of the outbox again: the one with an id, those of a key, or all; what is parked behind them follows in order. Their attempts are counted anew. Returns how many they are. Raises VE002 if both are given.';
+
+CREATE FUNCTION event_store.outbox_discard_dead_letters(
+	reason text,
+	id bigint DEFAULT NULL,
+	key text DEFAULT NULL
+) RETURNS bigint
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_outbox_discard_dead_letters';
+REVOKE ALL ON FUNCTION event_store.outbox_discard_dead_letters(text, bigint, text) FROM PUBLIC;
+ALTER FUNCTION event_store.outbox_discard_dead_letters(text, bigint, text) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.outbox_discard_dead_letters(text, bigint, text) IS
+'outbox_discard_dead_letters(reason, id = NULL, key = NULL) -> bigint: gives dead letters of the outbox up: the one with an id, those of a key, or all; what is parked behind them is delivered. The reason stands in the view outbox_history. Returns how many they were. Raises VE002 if the reason is empty, or both are given.';
+
+CREATE FUNCTION event_store.route_to_outbox(
+	name text,
+	categories text[] DEFAULT NULL,
+	types text[] DEFAULT NULL,
+	topic text DEFAULT '{category}',
+	key text DEFAULT '{stream}',
+	payload jsonb DEFAULT NULL
+) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_route_to_outbox';
+REVOKE ALL ON FUNCTION event_store.route_to_outbox(text, text[], text[], text, text, jsonb) FROM PUBLIC;
+ALTER FUNCTION event_store.route_to_outbox(text, text[], text[], text, text, jsonb) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.route_to_outbox(text, text[], text[], text, text, jsonb) IS
+'route_to_outbox(name, categories = NULL, types = NULL, topic = {category}, key = {stream}, payload = NULL) -> void: from now on, each event of these categories and types (NULL: all) that is appended is published by the same transaction. topic and key are templates: {stream}, {category}, {id} (of the stream''s name, what stands behind the category), {type}, {version}, {position}, {event_id}, {correlation_id}, {causation_id}, {source}, {data} and {metadata} stand for what the event has, {data.customer.id} for what is at a path in it; {{ stands for a brace. key NULL, or an event that lacks what the key names: no key. payload: NULL: the event''s data; or JSON whose strings are templates, where one that is nothing but a placeholder becomes the JSON value, and null where there is none. The message''s type is that of the event; its headers say which event it is, and carry correlation_id, causation_id, source, and traceparent and tracestate of the metadata. An append of an event that lacks what the topic names fails with VE019. Appends that are under way may miss a new route. Raises VE002 for an invalid argument or template, VE018 if there is a route of that name.';
+
+CREATE FUNCTION event_store.drop_route(
+	name text
+) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_drop_route';
+REVOKE ALL ON FUNCTION event_store.drop_route(text) FROM PUBLIC;
+ALTER FUNCTION event_store.drop_route(text) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.drop_route(text) IS
+'drop_route(name) -> void: ends a route; what it has published stays. Raises VE017 if there is none of that name.';
+
+CREATE VIEW event_store.outbox_routes AS
+	SELECT r.name, r.categories, r.types, r.topic, r.key, r.payload, r.created_at
+	  FROM event_store.outbox_route AS r;
+ALTER VIEW event_store.outbox_routes OWNER TO @extowner@;
+COMMENT ON VIEW event_store.outbox_routes IS 'which events are published as they are appended';
+COMMENT ON COLUMN event_store.outbox_routes.name IS 'the route''s name';
+COMMENT ON COLUMN event_store.outbox_routes.categories IS 'categories of streams; NULL: all';
+COMMENT ON COLUMN event_store.outbox_routes.types IS 'types of events; NULL: all';
+COMMENT ON COLUMN event_store.outbox_routes.topic IS 'template of the topic';
+COMMENT ON COLUMN event_store.outbox_routes.key IS 'template of the key; NULL: no key';
+COMMENT ON COLUMN event_store.outbox_routes.payload IS 'template of the payload; NULL: the event''s data';
+COMMENT ON COLUMN event_store.outbox_routes.created_at IS 'when it was made';
+
+CREATE VIEW event_store.outbox_slots AS
+	SELECT DISTINCT ON (s.slot) s.slot, s.checkpoint, s.consumer AS relay, s.leased_at, s.leased_until,
+		   s.leased_to, s.acknowledged, nullif(s.acknowledged_at, '2000-01-01 00:00+00') AS acknowledged_at,
+		   s.rate * exp(greatest(least(extract(epoch FROM s.acknowledged_at - statement_timestamp())::float8 / 60, 0), -700)) AS rate,
+		   coalesce(s.decided, '{}') AS decided
+	  FROM (SELECT * FROM event_store.outbox_slot_0 UNION ALL SELECT * FROM event_store.outbox_slot_1) AS s
+	 ORDER BY s.slot, s.version DESC;
+ALTER VIEW event_store.outbox_slots OWNER TO @extowner@;
+COMMENT ON VIEW event_store.outbox_slots IS 'how far the slots of the outbox have come; one that never had a message is not there';
+COMMENT ON COLUMN event_store.outbox_slots.slot IS 'the slot, 1 to 16';
+COMMENT ON COLUMN event_store.outbox_slots.checkpoint IS 'up to here all messages of the slot are done, or have failed';
+COMMENT ON COLUMN event_store.outbox_slots.relay IS 'who has messages of it; NULL: nobody';
+COMMENT ON COLUMN event_store.outbox_slots.leased_at IS 'since when';
+COMMENT ON COLUMN event_store.outbox_slots.leased_until IS 'until when, unless the relay is heard of';
+COMMENT ON COLUMN event_store.outbox_slots.leased_to IS 'up to which message';
+COMMENT ON COLUMN event_store.outbox_slots.acknowledged IS 'messages of it that were acknowledged so far';
+COMMENT ON COLUMN event_store.outbox_slots.acknowledged_at IS 'when that was last';
+COMMENT ON COLUMN event_store.outbox_slots.rate IS 'messages a second, over the last minute or so';
+COMMENT ON COLUMN event_store.outbox_slots.decided IS 'messages behind the checkpoint that are done, or have failed';
+
+CREATE VIEW event_store.outbox_messages AS
+	SELECT m.position AS id, m.id AS message_id, m.aggregatetype AS topic, m.aggregateid AS key, m.type,
+		   CASE WHEN m.position <= s.leased_to AND s.relay IS NOT NULL THEN 'leased' ELSE 'waiting' END AS state,
+		   CASE WHEN m.position <= s.leased_to THEN s.relay END AS relay,
+		   0 AS attempts, NULL::timestamptz AS due, NULL::text AS error, m.published_at, m.payload, m.headers
+	  FROM (SELECT * FROM event_store.outbox_0 UNION ALL SELECT * FROM event_store.outbox_1
+			UNION ALL SELECT * FROM event_store.outbox_2) AS m
+	  LEFT JOIN event_store.outbox_slots AS s ON s.slot = m.slot
+	 WHERE m.position > coalesce(s.checkpoint, 0) AND m.position <> ALL (coalesce(s.decided, '{}'))
+	UNION ALL
+	SELECT k.position, k.id, k.aggregatetype, k.aggregateid, k.type,
+		   CASE WHEN f.dead THEN 'dead' WHEN f.consumer IS NOT NULL THEN 'leased' WHEN f.attempts > 0 THEN 'retry' ELSE 'parked' END,
+		   f.consumer, f.attempts, CASE WHEN f.consumer IS NULL THEN f.due END, f.error, k.published_at, k.payload, k.headers
+	  FROM event_store.outbox_kept AS k
+	  JOIN event_store.subscription_failure AS f ON f.subscription_id = 0 AND f.position = k.position
+	UNION ALL
+	SELECT d.position, d.id, d.aggregatetype, d.aggregateid, d.type, 'delayed', NULL, 0, d.due, NULL, d.published_at, d.payload, d.headers
+	  FROM event_store.outbox_delayed AS d;
+ALTER VIEW event_store.outbox_messages OWNER TO @extowner@;
+COMMENT ON VIEW event_store.outbox_messages IS 'messages that are not sent yet, and what keeps each of them';
+COMMENT ON COLUMN event_store.outbox_messages.id IS 'what is acknowledged; of a delayed message: a number that it has until it is due';
+COMMENT ON COLUMN event_store.outbox_messages.message_id IS 'identifies the message for ever';
+COMMENT ON COLUMN event_store.outbox_messages.topic IS 'where it is to be sent';
+COMMENT ON COLUMN event_store.outbox_messages.key IS 'messages of one key are delivered in order; NULL: in any';
+COMMENT ON COLUMN event_store.outbox_messages.type IS 'what kind of message it is';
+COMMENT ON COLUMN event_store.outbox_messages.state IS 'delayed; waiting; leased; retry: it has failed, and will be tried again; parked: it waits behind one of its key that has failed; dead: a dead letter';
+COMMENT ON COLUMN event_store.outbox_messages.relay IS 'who has it';
+COMMENT ON COLUMN event_store.outbox_messages.attempts IS 'how often it has failed';
+COMMENT ON COLUMN event_store.outbox_messages.due IS 'when it is delivered at the earliest; NULL: it waits for others, or its turn';
+COMMENT ON COLUMN event_store.outbox_messages.error IS 'of the last failure';
+COMMENT ON COLUMN event_store.outbox_messages.published_at IS 'the clock when it was published';
+COMMENT ON COLUMN event_store.outbox_messages.payload IS 'any JSON value';
+COMMENT ON COLUMN event_store.outbox_messages.headers IS 'what goes beside the payload: a JSON object';
+
+CREATE VIEW event_store.outbox_dead_letters AS
+	SELECT k.position AS id, k.id AS message_id, k.aggregatetype AS topic, k.aggregateid AS key, k.type, f.attempts, f.error,
+		   f.failed_by AS relay, f.first_failed_at, f.failed_at,
+		   (SELECT count(*) FROM event_store.subscription_failure AS p
+			 WHERE p.subscription_id = 0 AND p.stream_id = f.stream_id AND p.position > f.position) AS parked,
+		   k.payload, k.headers
+	  FROM event_store.subscription_failure AS f
+	  JOIN event_store.outbox_kept AS k ON k.position = f.position
+	 WHERE f.subscription_id = 0 AND f.dead;
+ALTER VIEW event_store.outbox_dead_letters OWNER TO @extowner@;
+COMMENT ON VIEW event_store.outbox_dead_letters IS 'messages that could not be sent, and wait for somebody to decide: outbox_replay_dead_letters(), outbox_discard_dead_letters()';
+COMMENT ON COLUMN event_store.outbox_dead_letters.id IS 'the message';
+COMMENT ON COLUMN event_store.outbox_dead_letters.message_id IS 'identifies the message for ever';
+COMMENT ON COLUMN event_store.outbox_dead_letters.topic IS 'where it was to be sent';
+COMMENT ON COLUMN event_store.outbox_dead_letters.key IS 'its key';
+COMMENT ON COLUMN event_store.outbox_dead_letters.type IS 'what kind of message it is';
+COMMENT ON COLUMN event_store.outbox_dead_letters.attempts IS 'how often it has failed';
+COMMENT ON COLUMN event_store.outbox_dead_letters.error IS 'of the last failure';
+COMMENT ON COLUMN event_store.outbox_dead_letters.relay IS 'the relay of the last failure';
+COMMENT ON COLUMN event_store.outbox_dead_letters.first_failed_at IS 'when it failed first';
+COMMENT ON COLUMN event_store.outbox_dead_letters.failed_at IS 'when it failed last';
+COMMENT ON COLUMN event_store.outbox_dead_letters.parked IS 'how many messages of its key wait behind it';
+COMMENT ON COLUMN event_store.outbox_dead_letters.payload IS 'any JSON value';
+COMMENT ON COLUMN event_store.outbox_dead_letters.headers IS 'what goes beside the payload: a JSON object';
+
+CREATE VIEW event_store.outbox_status AS
+	SELECT coalesce(m.waiting, 0) AS waiting,
+		   coalesce(m.leased, 0) AS leased,
+		   coalesce(m.delayed, 0) AS delayed,
+		   coalesce(m.retries, 0) AS retries,
+		   coalesce(m.parked, 0) AS parked,
+		   coalesce(m.dead_letters, 0) AS dead_letters,
+		   statement_timestamp() - m.oldest AS age,
+		   s.acknowledged, s.acknowledged_at, s.rate,
+		   (SELECT coalesce(sum(f.failures), 0) FROM event_store.subscription_fault AS f WHERE f.subscription_id = 0)::bigint AS failures,
+		   s.relays,
+		   coalesce(p.paused, false) AS paused,
+		   coalesce(b.state, 'closed') AS breaker,
+		   CASE WHEN b.state = 'open' THEN b.until END AS breaker_until,
+		   pg_total_relation_size('event_store.outbox_0') + pg_total_relation_size('event_store.outbox_1')
+		   + pg_total_relation_size('event_store.outbox_2') + pg_total_relation_size('event_store.outbox_slot_0')
+		   + pg_total_relation_size('event_store.outbox_slot_1') + pg_total_relation_size('event_store.outbox_kept')
+		   + pg_total_relation_size('event_store.outbox_delayed') AS bytes
+	  FROM (SELECT count(*) FILTER (WHERE x.state = 'waiting') AS waiting,
+				   count(*) FILTER (WHERE x.state = 'leased') AS leased,
+				   count(*) FILTER (WHERE x.state = 'delayed') AS delayed,
+				   count(*) FILTER (WHERE x.state = 'retry') AS retries,
+				   count(*) FILTER (WHERE x.state = 'parked') AS parked,
+				   count(*) FILTER (WHERE x.state = 'dead') AS dead_letters,
+				   min(x.published_at) FILTER (WHERE x.state <> 'delayed') AS oldest
+			  FROM event_store.outbox_messages AS x) AS m
+	  CROSS JOIN (SELECT coalesce(sum(o.acknowledged), 0)::bigint AS acknowledged, max(o.acknowledged_at) AS acknowledged_at,
+						 coalesce(sum(o.rate), 0) AS rate,
+						 coalesce(array_agg(DISTINCT o.relay ORDER BY o.relay) FILTER (WHERE o.relay IS NOT NULL AND o.leased_until > statement_timestamp()), '{}') AS relays
+					FROM event_store.outbox_slots AS o) AS s
+	  LEFT JOIN event_store.outbox_policy AS p ON true
+	  LEFT JOIN event_store.subscription_breaker AS b ON b.subscription_id = 0;
+ALTER VIEW event_store.outbox_status OWNER TO @extowner@;
+COMMENT ON VIEW event_store.outbox_status IS 'how the outbox fares: one row. The backlog is counted, which takes as long as it is.';
+COMMENT ON COLUMN event_store.outbox_status.waiting IS 'messages that wait for a relay';
+COMMENT ON COLUMN event_store.outbox_status.leased IS 'messages that a relay has';
+COMMENT ON COLUMN event_store.outbox_status.delayed IS 'messages that are not due';
+COMMENT ON COLUMN event_store.outbox_status.retries IS 'messages that have failed and will be tried again';
+COMMENT ON COLUMN event_store.outbox_status.parked IS 'messages that wait behind one of their key that has failed';
+COMMENT ON COLUMN event_store.outbox_status.dead_letters IS 'messages that have failed for good';
+COMMENT ON COLUMN event_store.outbox_status.age IS 'how long ago the first of all these was published, but for those delayed; NULL: there is none';
+COMMENT ON COLUMN event_store.outbox_status.acknowledged IS 'messages that were acknowledged so far';
+COMMENT ON COLUMN event_store.outbox_status.acknowledged_at IS 'when that was last';
+COMMENT ON COLUMN event_store.outbox_status.rate IS 'messages acknowledged a second, over the last minute or so';
+COMMENT ON COLUMN event_store.outbox_status.failures IS 'attempts that failed so far';
+COMMENT ON COLUMN event_store.outbox_status.relays IS 'relays that have messages of slots';
+COMMENT ON COLUMN event_store.outbox_status.paused IS 'whether polls return nothing';
+COMMENT ON COLUMN event_store.outbox_status.breaker IS 'the circuit breaker: closed, open, half-open';
+COMMENT ON COLUMN event_store.outbox_status.breaker_until IS 'how long it stays open';
+COMMENT ON COLUMN event_store.outbox_status.bytes IS 'what the tables of the outbox take, indexes included';
+
+CREATE VIEW event_store.outbox_history AS
+	SELECT c.at, c.change, c.detail, c.changed_by
+	  FROM event_store.subscription_change AS c
+	 WHERE c.subscription_id = 0;
+ALTER VIEW event_store.outbox_history OWNER TO @extowner@;
+COMMENT ON VIEW event_store.outbox_history IS 'what was done to dead letters of the outbox, and when its circuit breaker changed';
+COMMENT ON COLUMN event_store.outbox_history.at IS 'when';
+COMMENT ON COLUMN event_store.outbox_history.change IS 'replayed, discarded, breaker opened, breaker half-open, breaker closed';
+COMMENT ON COLUMN event_store.outbox_history.detail IS 'what there is to say of it';
+COMMENT ON COLUMN event_store.outbox_history.changed_by IS 'the session''s user';

@@ -364,4 +364,5 @@ void
 outbox_init(void)
 {
 	RegisterXactCallback(xact_callback, NULL);
+	route_init();
 }

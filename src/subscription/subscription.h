@@ -155,6 +155,7 @@ extern Datum state_int64_array(const int64 *elements, int count);
 extern Datum state_int32_array(const int *elements, int count);
 extern int64 *state_array_int64(Datum array, int *count);
 extern NameList state_name_list(Datum array);
+extern bool state_is_among(const NameList *list, const char *name, int len);
 extern Datum state_text(const char *value);
 extern Datum state_consumer(const Consumer *consumer);
 extern void events_add(EventList *list, int64 position, int64 stream);
