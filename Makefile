@@ -16,6 +16,7 @@ OBJS = \
 	src/common/rows.o \
 	src/position/counter.o \
 	src/position/settled.o \
+	src/position/durable.o \
 	src/position/segment.o \
 	src/stream/input.o \
 	src/stream/append.o \
@@ -61,7 +62,17 @@ OBJS = \
 	src/cloudevent/append.o \
 	src/translation/rule.o \
 	src/translation/apply.o \
-	src/translation/define.o
+	src/translation/define.o \
+	src/outbox/queue.o \
+	src/outbox/slot.o \
+	src/outbox/keep.o \
+	src/outbox/policy.o \
+	src/outbox/publish.o \
+	src/outbox/deliver.o \
+	src/outbox/answer.o \
+	src/outbox/rotate.o \
+	src/outbox/route.o \
+	src/outbox/dead.o
 
 # The install script, part by part in order of dependency: the table of
 # contents of the architecture.
@@ -76,7 +87,8 @@ SQL_PARTS = \
 	src/projection/projection.sql \
 	src/snapshot/snapshot.sql \
 	src/cloudevent/cloudevent.sql \
-	src/translation/translation.sql
+	src/translation/translation.sql \
+	src/outbox/outbox.sql
 
 DATA_built = $(EXTENSION)--$(EXTVERSION).sql
 DOCS = README.md

@@ -10,6 +10,7 @@
 #include "common/guc.h"
 #include "common/names.h"
 #include "notification/notification.h"
+#include "outbox/outbox.h"
 #include "position/position.h"
 #include "projection/projection.h"
 #include "snapshot/snapshot.h"
@@ -35,6 +36,8 @@ _PG_init(void)
 	launch_init();
 	delivered_init();
 	deal_init();
+	/* before projections: see route.c */
+	outbox_init();
 	projection_init();
 	snapshot_init();
 	translation_init();

@@ -35,6 +35,16 @@
 /* a projection cannot go on */
 #define ERRCODE_VE_PROJECTION_FAILED		MAKE_SQLSTATE('V', 'E', '0', '1', '2')
 
+/* a message of the outbox cannot be written to the WAL: nobody could decode it */
+#define ERRCODE_VE_NO_LOGICAL_WAL			MAKE_SQLSTATE('V', 'E', '0', '1', '6')
+
+/* there is no route of that name */
+#define ERRCODE_VE_NO_ROUTE					MAKE_SQLSTATE('V', 'E', '0', '1', '7')
+/* there is one already */
+#define ERRCODE_VE_ROUTE_EXISTS				MAKE_SQLSTATE('V', 'E', '0', '1', '8')
+/* a route cannot make a message of an event */
+#define ERRCODE_VE_ROUTE_FAILED				MAKE_SQLSTATE('V', 'E', '0', '1', '9')
+
 /* there is no translation of that name */
 #define ERRCODE_VE_NO_TRANSLATION			MAKE_SQLSTATE('V', 'E', '0', '2', '3')
 /* there is one already */

@@ -29,6 +29,7 @@
 #include "common/ids.h"
 #include "position/position.h"
 #include "projection/projection.h"
+#include "subscription/subscription.h"
 
 /* appends of handlers that follow from each other */
 #define MAX_GENERATIONS	32
@@ -64,24 +65,14 @@ static struct
 }			queue;
 
 static bool
-is_among(const NameList *list, const char *name, int len)
-{
-	for (int i = 0; i < list->count; i++)
-		if (VARSIZE_ANY_EXHDR(list->names[i]) == len &&
-			memcmp(VARDATA_ANY(list->names[i]), name, len) == 0)
-			return true;
-	return false;
-}
-
-static bool
 is_wanted(const Projection *projection, const AppendBatch *append, const EventInput *event)
 {
 	const StreamInput *stream = &append->streams[event->stream];
 
 	return !event->duplicate &&
-		(!projection->by_type || is_among(&projection->types, event->type, event->type_len)) &&
+		(!projection->by_type || state_is_among(&projection->types, event->type, event->type_len)) &&
 		(!projection->by_category ||
-		 is_among(&projection->categories, stream->name,
+		 state_is_among(&projection->categories, stream->name,
 				  input_category_length(stream->name, stream->len)));
 }
 

@@ -214,8 +214,8 @@ static const PolicyColumn policy[] = {
 };
 
 /* Checks the arguments of a policy, from the first one on; NULL is all right. */
-static void
-check_policy(FunctionCallInfo fcinfo, int first)
+void
+manage_check_policy(FunctionCallInfo fcinfo, int first)
 {
 	for (int i = 0; i < lengthof(policy); i++)
 	{
@@ -338,7 +338,7 @@ event_store_create_subscription(PG_FUNCTION_ARGS)
 					 errmsg("only a competing subscription has priorities")));
 		input_check_name("priority_key", VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
 	}
-	check_policy(fcinfo, CS_POLICY);
+	manage_check_policy(fcinfo, CS_POLICY);
 	if (!PG_ARGISNULL(CS_START_TIME))
 	{
 		if (!PG_ARGISNULL(CS_START_AFTER) && PG_GETARG_INT64(CS_START_AFTER) != 0)
@@ -411,7 +411,7 @@ event_store_alter_subscription(PG_FUNCTION_ARGS)
 	manage_check_filter(fcinfo, AS_CATEGORIES, "categories", true);
 	manage_check_filter(fcinfo, AS_TYPES, "types", true);
 	check_pattern(fcinfo, AS_PATTERN, true);
-	check_policy(fcinfo, AS_POLICY);
+	manage_check_policy(fcinfo, AS_POLICY);
 	initStringInfo(&detail);
 	for (int i = 0; i < AS_POLICY + lengthof(policy); i++)
 	{

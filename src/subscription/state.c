@@ -165,6 +165,17 @@ state_name_list(Datum array)
 	return list;
 }
 
+/* Is a name one of a list? */
+bool
+state_is_among(const NameList *list, const char *name, int len)
+{
+	for (int i = 0; i < list->count; i++)
+		if (VARSIZE_ANY_EXHDR(list->names[i]) == len &&
+			memcmp(VARDATA_ANY(list->names[i]), name, len) == 0)
+			return true;
+	return false;
+}
+
 Datum
 state_int64_array(const int64 *elements, int count)
 {

@@ -6,6 +6,7 @@
 #define EVENT_STORE_SUBSCRIPTION_H
 
 #include "fmgr.h"
+#include "nodes/execnodes.h"
 #include "utils/timestamp.h"
 
 #include "common/plans.h"
@@ -73,6 +74,9 @@ typedef struct Subscription
 	bool		has_over;		/* leases that are over */
 	bool		has_failures;
 	bool		has_consumers;
+
+	/* what is out under leases, and has no row of subscription_batch; NULL: nothing is */
+	int64		(*leased_elsewhere) (text *consumer, bool over);
 } Subscription;
 
 /* events: their positions, ascending, and the stream of each */
@@ -151,6 +155,7 @@ extern Datum state_int64_array(const int64 *elements, int count);
 extern Datum state_int32_array(const int *elements, int count);
 extern int64 *state_array_int64(Datum array, int *count);
 extern NameList state_name_list(Datum array);
+extern bool state_is_among(const NameList *list, const char *name, int len);
 extern Datum state_text(const char *value);
 extern Datum state_consumer(const Consumer *consumer);
 extern void events_add(EventList *list, int64 position, int64 stream);
@@ -344,6 +349,9 @@ typedef enum AtLeast
 	AT_LEAST_MORE
 } AtLeast;
 
+extern int64 *ack_positions_argument(Datum value, int *count);
+extern char *ack_error_text(text *value);
+extern TimestampTz ack_lease_end(const Interval *lease);
 extern void ack_check_interval(const char *what, const Interval *interval, AtLeast low);
 extern int64 ack_decide(Subscription *subscription, const int64 *positions, int count,
 						int64 up_to, bool done);
@@ -351,8 +359,10 @@ extern int64 ack_decide(Subscription *subscription, const int64 *positions, int 
 /* manage.c */
 extern void manage_check_filter(FunctionCallInfo fcinfo, int n, const char *what,
 								bool may_be_empty);
+extern void manage_check_policy(FunctionCallInfo fcinfo, int first);
 extern int64 manage_checked_position(int64 position);
 
-/* poll.c has SQL functions only */
+/* poll.c */
+extern bool poll_wait(TimestampTz until, TimestampTz next, ReturnSetInfo *result);
 
 #endif
