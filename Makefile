@@ -92,7 +92,7 @@ SQL_PARTS = \
 
 DATA_built = $(EXTENSION)--$(EXTVERSION).sql
 DOCS = README.md
-EXTRA_CLEAN = $(DATA_built) results output_iso tmp_check regression.diffs regression.out
+EXTRA_CLEAN = $(DATA_built) relay/*.o relay/event_store_relay results output_iso tmp_check regression.diffs regression.out
 
 # common_install leaves what the others use
 REGRESS = common_install common_caches stream_append stream_batch stream_append_only \
@@ -117,3 +117,39 @@ $(OBJS): $(wildcard src/*/*.h)
 
 $(EXTENSION)--$(EXTVERSION).sql: $(SQL_PARTS)
 	(printf '%s\n' '\echo Use "CREATE EXTENSION event_store" to load this file. \quit'; cat $^) > $@
+
+# The relay is a program of its own (relay/README.md).  It is built for the brokers
+# whose client libraries are there, and not at all without any.
+PKG_CONFIG ?= pkg-config
+RELAY_BROKERS := $(shell for lib in librabbitmq rdkafka; do $(PKG_CONFIG) --exists $$lib 2>/dev/null && echo $$lib; done)
+RELAY_OBJS = relay/event_store_relay.o relay/headers.o
+ifneq ($(filter librabbitmq,$(RELAY_BROKERS)),)
+RELAY_OBJS += relay/rabbitmq.o
+RELAY_DEFINES += -DWITH_RABBITMQ
+endif
+ifneq ($(filter rdkafka,$(RELAY_BROKERS)),)
+RELAY_OBJS += relay/kafka.o
+RELAY_DEFINES += -DWITH_KAFKA
+endif
+
+ifneq ($(and $(RELAY_BROKERS),$(wildcard $(shell $(PG_CONFIG) --includedir)/libpq-fe.h)),)
+all: relay/event_store_relay
+
+relay/%.o: relay/%.c relay/relay.h
+	$(CC) $(CFLAGS) -D_GNU_SOURCE -DRELAY_VERSION='"$(EXTVERSION)"' $(RELAY_DEFINES) \
+		-I$(shell $(PG_CONFIG) --includedir) $(shell $(PKG_CONFIG) --cflags $(RELAY_BROKERS)) -c -o $@ $<
+
+relay/event_store_relay: $(RELAY_OBJS)
+	$(CC) $(CFLAGS) -o $@ $(RELAY_OBJS) $(LDFLAGS) -L$(shell $(PG_CONFIG) --libdir) -lpq \
+		$(shell $(PKG_CONFIG) --libs $(RELAY_BROKERS))
+
+install: install-relay
+install-relay: relay/event_store_relay
+	$(MKDIR_P) '$(DESTDIR)$(bindir)'
+	$(INSTALL_PROGRAM) relay/event_store_relay '$(DESTDIR)$(bindir)/event_store_relay'
+
+uninstall: uninstall-relay
+uninstall-relay:
+	rm -f '$(DESTDIR)$(bindir)/event_store_relay'
+.PHONY: install-relay uninstall-relay
+endif
