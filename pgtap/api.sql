@@ -179,6 +179,19 @@ INSERT INTO api VALUES
 	 'void', 'volatile', 'unsafe', 'c', true),
 	('drop_dedup_window', 'consumer text', 'boolean', 'volatile', 'unsafe', 'c', true),
 	('rotate_inbox', '', 'integer', 'volatile', 'unsafe', 'c', true),
+	('create_translation', 'name text, rules jsonb', 'void', 'volatile', 'unsafe', 'c', true),
+	('alter_translation', 'name text, rules jsonb', 'void', 'volatile', 'unsafe', 'c', true),
+	('drop_translation', 'name text', 'void', 'volatile', 'unsafe', 'c', true),
+	('translate', 'name text, event event_store.recorded_event', 'SETOF event_store.recorded_event', 'stable', 'restricted', 'c', true),
+	('to_cloudevent',
+	 'event event_store.recorded_event, source text DEFAULT ''/event_store''::text, with_record boolean DEFAULT false',
+	 'jsonb', 'immutable', 'safe', 'c', false),
+	('append_cloudevent',
+	 'event jsonb, stream text DEFAULT NULL::text, expected_version bigint DEFAULT NULL::bigint, source text DEFAULT ''/event_store''::text',
+	 'event_store.append_result', 'volatile', 'unsafe', 'c', true),
+	('append_cloudevents',
+	 'events jsonb, stream text DEFAULT NULL::text, source text DEFAULT ''/event_store''::text',
+	 'SETOF event_store.append_result', 'volatile', 'unsafe', 'c', true),
 	('stream_version', 'stream text', 'bigint', 'stable', 'restricted', 'c', false),
 	('stream_info',
 	 'stream text, OUT stream text, OUT category text, OUT version integer, OUT created_at timestamp with time zone, OUT first_position bigint, OUT last_position bigint, OUT last_recorded_at timestamp with time zone',
@@ -306,6 +319,10 @@ SELECT is(pg_temp.columns_of('event_store.projection_states'),
 	'projection text, key text, state jsonb, version integer, position bigint',
 	'projection_states');
 
+SELECT is(pg_temp.columns_of('event_store.translations'),
+	'name text, rule integer, types jsonb, categories jsonb, condition text, type text, definition jsonb, created_at timestamp with time zone, altered_at timestamp with time zone',
+	'translations');
+
 SELECT set_eq($$
 	SELECT relname::text FROM pg_class c
 	WHERE relnamespace = 'event_store'::regnamespace AND relkind IN ('r', 'p', 'v')
@@ -319,6 +336,8 @@ SELECT set_eq($$
 		'projection', 'projection_checkpoint', 'projection_error', 'projection_failure', 'projection_state',
 		'inbox_window', 'inbox_turn', 'inbox_0_0', 'inbox_0_1', 'inbox_0_2', 'inbox_windows',
 		'projections', 'projection_failures', 'projection_states', 'projection_rebuilds'],
+		'projections', 'projection_failures', 'projection_states', 'projection_rebuilds',
+		'translation', 'translations'],
 	'the schema has these tables and views and no others');
 
 SELECT is_empty($$
@@ -394,6 +413,7 @@ GRANT USAGE ON SCHEMA event_store TO event_store_contract_reader,
 GRANT SELECT ON event_store.events TO event_store_contract_reader;
 GRANT INSERT ON event_store.events TO event_store_contract_writer;
 GRANT EXECUTE ON FUNCTION event_store.append, event_store.append_events, event_store.append_streams,
+	event_store.append_cloudevent, event_store.append_cloudevents,
 	event_store.poll TO event_store_contract_writer, event_store_contract_nobody;
 SELECT lives_ok($$SELECT event_store.create_subscription('contract')$$, 'the owner makes a subscription');
 SELECT lives_ok($$SELECT event_store.create_projection('contract', 'fold', 'count')$$, 'and a projection');
@@ -404,6 +424,8 @@ INSERT INTO call VALUES
 	('append', $$SELECT * FROM event_store.append('contract-1', 'called', '{}')$$),
 	('append_events', $$SELECT * FROM event_store.append_events('contract-1', '[{"type": "called", "data": 1}]')$$),
 	('append_streams', $$SELECT * FROM event_store.append_streams('[{"stream": "contract-1", "events": [{"type": "called", "data": 1}]}]')$$),
+	('append_cloudevent', $$SELECT event_store.append_cloudevent('{"specversion": "1.0", "type": "called", "source": "/", "id": "1", "subject": "contract-2"}')$$),
+	('append_cloudevents', $$SELECT * FROM event_store.append_cloudevents('[{"specversion": "1.0", "type": "called", "source": "/", "id": "1", "subject": "contract-2"}]')$$),
 	('INSERT', $$INSERT INTO event_store.events (stream, type, data) VALUES ('contract-1', 'called', '1')$$),
 	('read_stream', $$SELECT * FROM event_store.read_stream('contract-1')$$),
 	('read_category', $$SELECT * FROM event_store.read_category('contract')$$),
@@ -458,6 +480,11 @@ INSERT INTO call VALUES
 	('projection_state', $$SELECT event_store.projection_state('contract', 'contract-1')$$),
 	('projection_lag', $$SELECT * FROM event_store.projection_lag('contract')$$),
 	('wait_for_projection', $$SELECT event_store.wait_for_projection('contract', 1, '0')$$),
+	('create_translation', $$SELECT event_store.create_translation('contract', '{}')$$),
+	('alter_translation', $$SELECT event_store.alter_translation('contract', '{}')$$),
+	('drop_translation', $$SELECT event_store.drop_translation('contract')$$),
+	('translations', $$SELECT * FROM event_store.translations$$),
+	('translate', $$SELECT * FROM event_store.translate('contract', NULL)$$),
 	('tables', $$SELECT * FROM event_store.event$$),
 	('counter', $$SELECT * FROM event_store.position_counter$$);
 
@@ -475,11 +502,12 @@ END $$;
 
 -- The writer comes first, so that there is something to be read.
 SELECT is(pg_temp.outcome('event_store_contract_writer', sql),
-	CASE WHEN name IN ('append', 'append_events', 'append_streams', 'INSERT') THEN '00000' ELSE '42501' END,
+	CASE WHEN name IN ('append', 'append_events', 'append_streams', 'append_cloudevent', 'append_cloudevents', 'INSERT') THEN '00000' ELSE '42501' END,
 	'a writer calls ' || name)
 FROM call ORDER BY name;
 SELECT is(pg_temp.outcome('event_store_contract_reader', sql),
 	CASE WHEN name ~ '^(append|INSERT|publish|set_|prepare|tables|counter|subscription|create_|poll|nack|dead_|snapshot|projections|projection_(failures|states|state)$|refresh_|save_|load_|state_|take_|drop_|mark_|forget_|once|begin_|finish_|rotate_|inbox_)' THEN '42501' ELSE '00000' END,
+	CASE WHEN name ~ '^(append|INSERT|publish|set_|prepare|tables|counter|subscription|create_|poll|nack|dead_|snapshot|projections|projection_(failures|states|state)$|refresh_|save_|load_|state_|take_|drop_|alter_|translat)' THEN '42501' ELSE '00000' END,
 	'a reader calls ' || name)
 FROM call ORDER BY name;
 SELECT is(pg_temp.outcome('event_store_contract_nobody', sql), '42501',
@@ -513,6 +541,8 @@ SELECT is_empty($$
 		'projection', 'projection_checkpoint', 'projection_error', 'projection_failure', 'projection_state',
 		'inbox_window', 'inbox_turn', 'inbox_0_0', 'inbox_0_1', 'inbox_0_2', 'inbox_windows',
 		'projections', 'projection_failures', 'projection_states', 'projection_rebuilds')
+		'projections', 'projection_failures', 'projection_states', 'projection_rebuilds',
+		'translation', 'translations')
 	AND NOT (relispartition AND relname ~ '^projection_state_')
 	AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgname = 'refuse_change')$$,
 	'all that holds events or their names refuses changes');

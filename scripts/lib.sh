@@ -112,7 +112,7 @@ default_cluster_again() {
 	NO_MAIN=
 }
 
-# A pooler is started when it is installed; the tests start their own.
+# A pooler or a broker is started when it is installed; the tests start their own.
 no_services() {
 	[ ! -e /usr/sbin/policy-rc.d ] || return 0
 	NO_SERVICE=/usr/sbin/policy-rc.d
@@ -167,6 +167,11 @@ test_packages() {
 	if is_installed npm || ! command -v npm >/dev/null; then
 		echo nodejs node-pg
 	fi
+}
+
+# For the relay: client libraries of brokers, a broker, and a client of it.
+relay_packages() {
+	echo pkg-config librabbitmq-dev librdkafka-dev rabbitmq-server python3-pika openssl
 }
 
 PG_CHOSEN=		# set if the caller's PG_CONFIG chose the server

@@ -11,11 +11,13 @@
 #include "common/names.h"
 #include "inbox/inbox.h"
 #include "notification/notification.h"
+#include "outbox/outbox.h"
 #include "position/position.h"
 #include "projection/projection.h"
 #include "snapshot/snapshot.h"
 #include "stream/stream.h"
 #include "subscription/subscription.h"
+#include "translation/translation.h"
 #include "worker/worker.h"
 
 PG_MODULE_MAGIC;
@@ -35,7 +37,10 @@ _PG_init(void)
 	launch_init();
 	delivered_init();
 	deal_init();
+	/* before projections: see route.c */
+	outbox_init();
 	projection_init();
 	snapshot_init();
 	inbox_init();
+	translation_init();
 }

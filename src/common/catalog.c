@@ -87,6 +87,12 @@ static const Oid shapes[][SHAPE_MAX] = {
 	[SHAPE_INBOX_WINDOW] = {INT4OID, TEXTOID, INTERVALOID, INT8OID, TIMESTAMPTZOID},
 	[SHAPE_INBOX_TURN] = {INT4OID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID},
 	[SHAPE_INBOX_PART] = {UUIDOID, UUIDOID, JSONBOID, BOOLOID},
+	[SHAPE_OUTBOX] = {INT8OID, TIMESTAMPTZOID, INT4OID, UUIDOID, TEXTOID, TEXTOID, TEXTOID,
+		JSONBOID, JSONBOID},
+	[SHAPE_OUTBOX_DELAYED] = {INT8OID, TIMESTAMPTZOID, INT4OID, UUIDOID, TEXTOID, TEXTOID, TEXTOID,
+		JSONBOID, JSONBOID, TIMESTAMPTZOID},
+	[SHAPE_OUTBOX_SLOT] = {INT8OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID, FLOAT8OID,
+		TIMESTAMPTZOID, TIMESTAMPTZOID, INTERVALOID, INT4OID, TEXTOID, INT8ARRAYOID},
 };
 
 bool
@@ -213,6 +219,27 @@ look_up_store(void)
 	store.inbox_window_index = relation_or_error("inbox_window_pkey");
 	store.inbox_turn = relation_or_error("inbox_turn");
 	store.inbox_turn_index = relation_or_error("inbox_turn_pkey");
+	store.subscription_failure = relation_or_error("subscription_failure");
+	store.subscription_failure_index = relation_or_error("subscription_failure_pkey");
+	for (int i = 0; i < OUTBOX_TABLES; i++)
+	{
+		store.outbox[i] = relation_or_error(psprintf("outbox_%d", i));
+		store.outbox_index[i] = relation_or_error(psprintf("outbox_%d_slot_position", i));
+		check_shape(store.outbox[i], SHAPE_OUTBOX);
+	}
+	for (int i = 0; i < OUTBOX_SLOT_TABLES; i++)
+	{
+		store.outbox_slot[i] = relation_or_error(psprintf("outbox_slot_%d", i));
+		store.outbox_slot_index[i] = relation_or_error(psprintf("outbox_slot_%d_version", i));
+		check_shape(store.outbox_slot[i], SHAPE_OUTBOX_SLOT);
+	}
+	store.outbox_current = relation_or_error("outbox_current");
+	store.outbox_slot_current = relation_or_error("outbox_slot_current");
+	store.outbox_delayed = relation_or_error("outbox_delayed");
+	store.outbox_delayed_index = relation_or_error("outbox_delayed_due");
+	check_shape(store.outbox_delayed, SHAPE_OUTBOX_DELAYED);
+	store.outbox_policy = relation_or_error("outbox_policy");
+	store.outbox_route = relation_or_error("outbox_route");
 	store.append_result = type_or_error("append_result");
 	store.recorded_event = type_or_error("recorded_event");
 	store.append_result_rel = relation_or_error("append_result");

@@ -101,6 +101,59 @@ enum
 	IE_NATTS = IE_FINISHED
 };
 
+/* tables of messages of the outbox, and of the states of its slots: see outbox/ */
+#define OUTBOX_TABLES		3
+#define OUTBOX_SLOT_TABLES	2
+
+/* columns of event_store.outbox_0 …, and of outbox_kept */
+enum
+{
+	OM_POSITION = 1,
+	OM_PUBLISHED_AT,
+	OM_SLOT,
+	OM_ID,
+	OM_TOPIC,
+	OM_KEY,
+	OM_TYPE,
+	OM_HEADERS,
+	OM_PAYLOAD,
+	OM_NATTS = OM_PAYLOAD,
+	OM_DUE						/* of outbox_delayed */
+};
+
+/* columns of event_store.outbox_slot_0 … */
+enum
+{
+	OS_VERSION = 1,
+	OS_CHECKPOINT,
+	OS_LEASED_TO,
+	OS_ACKNOWLEDGED,
+	OS_ACKNOWLEDGED_AT,
+	OS_RATE,
+	OS_LEASED_AT,
+	OS_LEASED_UNTIL,
+	OS_LEASE,
+	OS_SLOT,
+	OS_CONSUMER,
+	OS_DECIDED,
+	OS_NATTS = OS_DECIDED
+};
+
+/* columns of the composite type event_store.outbox_message */
+enum
+{
+	OD_ID,
+	OD_MESSAGE_ID,
+	OD_TOPIC,
+	OD_KEY,
+	OD_TYPE,
+	OD_PAYLOAD,
+	OD_HEADERS,
+	OD_PUBLISHED_AT,
+	OD_ATTEMPT,
+	OD_NATTS
+};
+
 /* columns of event_store.segment_content */
 enum
 {
@@ -186,6 +239,18 @@ typedef struct Store
 	Oid			inbox_window_index;
 	Oid			inbox_turn;
 	Oid			inbox_turn_index;
+	Oid			subscription_failure;
+	Oid			subscription_failure_index;
+	Oid			outbox[OUTBOX_TABLES];
+	Oid			outbox_index[OUTBOX_TABLES];
+	Oid			outbox_current; /* the sequences that say which is written */
+	Oid			outbox_slot[OUTBOX_SLOT_TABLES];
+	Oid			outbox_slot_index[OUTBOX_SLOT_TABLES];
+	Oid			outbox_slot_current;
+	Oid			outbox_delayed;
+	Oid			outbox_delayed_index;
+	Oid			outbox_policy;
+	Oid			outbox_route;
 	Oid			append_result;	/* the type */
 	Oid			recorded_event; /* the type */
 	Oid			append_result_rel;	/* and what has its columns */
@@ -211,7 +276,10 @@ typedef enum CatalogShape
 	SHAPE_SNAPSHOT_POLICY,
 	SHAPE_INBOX_WINDOW,
 	SHAPE_INBOX_TURN,
-	SHAPE_INBOX_PART
+	SHAPE_INBOX_PART,
+	SHAPE_OUTBOX,
+	SHAPE_OUTBOX_SLOT,
+	SHAPE_OUTBOX_DELAYED
 } CatalogShape;
 
 /*

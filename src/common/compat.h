@@ -58,6 +58,15 @@
 	_bt_search(index, key, buffer, BT_READ, NULL)
 #endif
 
+/* 17 can flush a logical message by itself */
+#if PG_VERSION_NUM >= 170000
+#define compat_log_logical_message(prefix, message, size) \
+	LogLogicalMessage(prefix, message, size, true, false)
+#else
+#define compat_log_logical_message(prefix, message, size) \
+	LogLogicalMessage(prefix, message, size, true)
+#endif
+
 /* 17 lets an index keep state over the rows of one command */
 #if PG_VERSION_NUM >= 170000
 #define compat_index_insert_cleanup(index, info) index_insert_cleanup(index, info)

@@ -39,5 +39,19 @@
 #define ERRCODE_VE_KEY_REUSED				MAKE_SQLSTATE('V', 'E', '0', '2', '0')
 /* what is to be done once is being done, or has not been begun */
 #define ERRCODE_VE_NOT_BEGUN				MAKE_SQLSTATE('V', 'E', '0', '2', '1')
+/* a message of the outbox cannot be written to the WAL: nobody could decode it */
+#define ERRCODE_VE_NO_LOGICAL_WAL			MAKE_SQLSTATE('V', 'E', '0', '1', '6')
+
+/* there is no route of that name */
+#define ERRCODE_VE_NO_ROUTE					MAKE_SQLSTATE('V', 'E', '0', '1', '7')
+/* there is one already */
+#define ERRCODE_VE_ROUTE_EXISTS				MAKE_SQLSTATE('V', 'E', '0', '1', '8')
+/* a route cannot make a message of an event */
+#define ERRCODE_VE_ROUTE_FAILED				MAKE_SQLSTATE('V', 'E', '0', '1', '9')
+
+/* there is no translation of that name */
+#define ERRCODE_VE_NO_TRANSLATION			MAKE_SQLSTATE('V', 'E', '0', '2', '3')
+/* there is one already */
+#define ERRCODE_VE_TRANSLATION_EXISTS		MAKE_SQLSTATE('V', 'E', '0', '2', '4')
 
 #endif

@@ -19,12 +19,19 @@ bool		guc_inbox_worker = true;
 int			guc_notify = NOTIFY_AUTO;
 char	   *guc_worker_databases = NULL;
 int			guc_look_interval = 1000;
+int			guc_outbox_mode = OUTBOX_TABLE;
 
 static const struct config_enum_entry notify_modes[] = {
 	{"auto", NOTIFY_AUTO, false},
 	{"commit", NOTIFY_COMMIT, false},
 	{"worker", NOTIFY_WORKER, false},
 	{"off", NOTIFY_OFF, false},
+	{NULL, 0, false}
+};
+
+static const struct config_enum_entry outbox_modes[] = {
+	{"table", OUTBOX_TABLE, false},
+	{"wal", OUTBOX_WAL, false},
 	{NULL, 0, false}
 };
 
@@ -89,5 +96,11 @@ guc_init(void)
 							&guc_look_interval,
 							1000, 100, 3600000,
 							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomEnumVariable("event_store.outbox_mode",
+							 "Where messages of the outbox are written.",
+							 "table: where relays take them from; wal: into the write-ahead log only, for logical decoding.",
+							 &guc_outbox_mode,
+							 OUTBOX_TABLE, outbox_modes,
+							 PGC_USERSET, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("event_store");
 }

@@ -14,6 +14,13 @@ typedef enum NotifyMode
 	NOTIFY_OFF
 } NotifyMode;
 
+/* event_store.outbox_mode: where messages are written */
+typedef enum OutboxMode
+{
+	OUTBOX_TABLE,
+	OUTBOX_WAL
+} OutboxMode;
+
 extern int	guc_max_batch_events;
 extern int	guc_max_batch_size;		/* kB */
 extern bool guc_segment_worker;
@@ -21,6 +28,7 @@ extern bool guc_inbox_worker;
 extern int	guc_notify;
 extern char *guc_worker_databases;
 extern int	guc_look_interval;	/* ms */
+extern int	guc_outbox_mode;
 
 extern void guc_init(void);
 

@@ -32,6 +32,31 @@ plans_connect(void)
 	return guc_level;
 }
 
+/* A setting until plans_finish(), or the end of another level of settings. */
+void
+plans_set(const char *name, const char *value)
+{
+	const char *now = GetConfigOption(name, false, false);
+
+	if (strcmp(now, value) != 0)
+		(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+								 true, 0, false);
+}
+
+/* The same for all that SQL of others depends on, so that it is not the caller's. */
+void
+plans_settings(const char *time_zone)
+{
+	plans_set("TimeZone", time_zone);
+	plans_set("DateStyle", "ISO, MDY");
+	plans_set("IntervalStyle", "postgres");
+	plans_set("extra_float_digits", "1");
+	plans_set("bytea_output", "hex");
+	plans_set("row_security", "on");
+	plans_set("transform_null_equals", "off");
+	plans_set("array_nulls", "on");
+}
+
 /* The settings are as they were before, whatever was set meanwhile. */
 void
 plans_finish(int guc_level)

@@ -19,6 +19,8 @@ typedef struct Statement
 extern uint64 plans_writes;
 
 extern int	plans_connect(void);
+extern void plans_set(const char *name, const char *value);
+extern void plans_settings(const char *time_zone);
 extern void plans_finish(int guc_level);
 extern uint64 plans_execute(Statement *statement, Datum *values, const char *nulls);
 extern uint64 plans_execute_as_of_now(Statement *statement, Datum *values);

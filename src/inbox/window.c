@@ -375,13 +375,6 @@ check_keep_for(const Interval *keep_for)
 				 errmsg("keep_for must be 1 s to 10 years")));
 }
 
-static void
-run_ddl(const char *sql)
-{
-	if (SPI_execute(sql, false, 0) < 0)
-		elog(ERROR, "could not execute \"%s\"", sql);
-}
-
 /*
  * Has the parts of a window go with the extension.  They are no members of it, so
  * that they are dumped as tables; a restore, and pg_upgrade, know nothing of what
@@ -415,12 +408,12 @@ make_parts(int32 id, const char *consumer)
 
 	for (int part = 0; part < INBOX_PARTS; part++)
 	{
-		run_ddl(psprintf("CREATE TABLE event_store.inbox_%d_%d (LIKE event_store.inbox_0_0"
+		plans_run_ddl("CREATE TABLE event_store.inbox_%d_%d (LIKE event_store.inbox_0_0"
 						 " INCLUDING INDEXES INCLUDING STORAGE INCLUDING COMPRESSION INCLUDING COMMENTS)",
-						 id, part));
-		run_ddl(psprintf("COMMENT ON TABLE event_store.inbox_%d_%d IS %s", id, part,
+						 id, part);
+		plans_run_ddl("COMMENT ON TABLE event_store.inbox_%d_%d IS %s", id, part,
 						 quote_literal_cstr(psprintf("a part of the window of consumer %s: see inbox_window",
-													 consumer))));
+													 consumer)));
 		window.parts[part] = catalog_relation(psprintf("inbox_%d_%d", id, part));
 	}
 	window.id = id;
@@ -431,7 +424,7 @@ static void
 drop_parts(int32 id)
 {
 	for (int part = 0; part < INBOX_PARTS; part++)
-		run_ddl(psprintf("DROP TABLE event_store.inbox_%d_%d", id, part));
+		plans_run_ddl("DROP TABLE event_store.inbox_%d_%d", id, part);
 }
 
 /* So long entries of window 0 may count for a consumer that leaves it now. */

@@ -7,6 +7,8 @@
 #define EVENT_STORE_POSITION_H
 
 #include "datatype/timestamp.h"
+#include "executor/tuptable.h"
+#include "utils/snapshot.h"
 
 #include "common/catalog.h"
 
@@ -26,6 +28,10 @@ extern void settled_announce(int64 last_position);
 extern int64 settled_mark(void);
 extern int64 settled_own_bound(void);
 extern void position_init(void);
+
+/* durable.c */
+extern bool durable_begin(Snapshot snapshot);
+extern bool durable_row(TupleTableSlot *slot, Snapshot snapshot);
 
 /* segment.c */
 typedef struct Segment

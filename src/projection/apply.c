@@ -160,17 +160,6 @@ handler_role(const Projection *projection)
 	return role;
 }
 
-/* What a handler computes shall not depend on who refreshes or appends. */
-static void
-set_for_handler(const char *name, const char *value)
-{
-	const char *now = GetConfigOption(name, false, false);
-
-	if (strcmp(now, value) != 0)
-		(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
-								 true, 0, false);
-}
-
 void
 apply_begin(const Projection *projection, HandlerRights *saved)
 {
@@ -180,15 +169,9 @@ apply_begin(const Projection *projection, HandlerRights *saved)
 	SetUserIdAndSecContext(role, saved->context | SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_RESTRICTED_OPERATION);
 	saved->guc_level = NewGUCNestLevel();
-	set_for_handler("search_path", projection->search_path);
-	set_for_handler("TimeZone", projection->time_zone);
-	set_for_handler("DateStyle", "ISO, MDY");
-	set_for_handler("IntervalStyle", "postgres");
-	set_for_handler("extra_float_digits", "1");
-	set_for_handler("bytea_output", "hex");
-	set_for_handler("row_security", "on");
-	set_for_handler("transform_null_equals", "off");
-	set_for_handler("array_nulls", "on");
+	/* what a handler computes shall not depend on who refreshes or appends */
+	plans_set("search_path", projection->search_path);
+	plans_settings(projection->time_zone);
 	catalog_require_read(catalog_store());
 }
 

@@ -29,6 +29,7 @@
 #include "common/ids.h"
 #include "position/position.h"
 #include "projection/projection.h"
+#include "subscription/subscription.h"
 
 /* appends of handlers that follow from each other */
 #define MAX_GENERATIONS	32

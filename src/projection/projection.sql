@@ -356,6 +356,7 @@ CREATE VIEW event_store.projections AS
 		   c.applied_at,
 		   c.rate * exp(least(extract(epoch FROM c.applied_at - statement_timestamp())::float8 / 60, 0))
 			/ (1 - exp(-greatest(extract(epoch FROM statement_timestamp() - c.rate_since)::float8, 0.001) / 60)) AS rate,
+		   c.rate * exp(greatest(least(extract(epoch FROM c.applied_at - statement_timestamp())::float8 / 60, 0), -700)) AS rate,
 		   nullif(e.position, 0) AS failed_position,
 		   e.attempts,
 		   e.sql_state,

@@ -1365,8 +1365,8 @@ append_guard(const char *what)
 	catalog_require_append(catalog_store());
 }
 
-static void
-result_values(const StreamInput *stream, Datum *values, bool *nulls)
+void
+append_result_values(const StreamInput *stream, Datum *values, bool *nulls)
 {
 	bool		nothing = stream->nevents == 0;
 
@@ -1388,7 +1388,7 @@ append_result_datum(const StreamInput *stream)
 	bool		nulls[AR_NATTS];
 	Datum		result;
 
-	result_values(stream, values, nulls);
+	append_result_values(stream, values, nulls);
 	result = HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
 	ReleaseTupleDesc(desc);
 	return result;
@@ -1511,7 +1511,7 @@ event_store_append_streams(PG_FUNCTION_ARGS)
 		Datum		values[AR_NATTS];
 		bool		nulls[AR_NATTS];
 
-		result_values(&append.streams[i], values, nulls);
+		append_result_values(&append.streams[i], values, nulls);
 		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 	}
 	return (Datum) 0;

@@ -224,8 +224,8 @@ batch_error_context(void *arg)
 		errcontext("event %d of the batch", place->event);
 }
 
-static void
-check_batch_size(Jsonb *batch)
+void
+input_batch_size(Jsonb *batch)
 {
 	if (VARSIZE(batch) / 1024 > guc_max_batch_size)
 		ereport(ERROR,
@@ -236,8 +236,8 @@ check_batch_size(Jsonb *batch)
 				 errhint("Append in several calls of one transaction, or by INSERT or COPY into event_store.events.")));
 }
 
-static void
-check_batch_events(int64 nevents)
+void
+input_batch_events(int64 nevents)
 {
 	if (nevents > guc_max_batch_events)
 		ereport(ERROR,
@@ -458,8 +458,8 @@ input_batch_of_stream(AppendBatch *append, text *stream, Jsonb *events,
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("events must be a JSON array")));
-	check_batch_size(events);
-	check_batch_events(JB_ROOT_COUNT(events));
+	input_batch_size(events);
+	input_batch_events(JB_ROOT_COUNT(events));
 
 	callback.callback = batch_error_context;
 	callback.arg = &place;
@@ -486,8 +486,8 @@ input_batch_of_streams(AppendBatch *append, Jsonb *appends)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("appends must be a JSON array")));
-	check_batch_size(appends);
-	check_batch_events(JB_ROOT_COUNT(appends));
+	input_batch_size(appends);
+	input_batch_events(JB_ROOT_COUNT(appends));
 
 	callback.callback = batch_error_context;
 	callback.arg = &place;
@@ -554,7 +554,7 @@ input_batch_of_streams(AppendBatch *append, Jsonb *appends)
 		append->nstreams++;
 	}
 
-	check_batch_events(nevents);
+	input_batch_events(nevents);
 	append->events = palloc0(sizeof(EventInput) * Max(nevents, 1));
 	for (int i = 0; i < append->nstreams; i++)
 	{

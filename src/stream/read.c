@@ -23,8 +23,7 @@
  * statement, and show what the transaction itself has appended.
  *
  * Before an event is handed out, its transaction's commit record is flushed,
- * if it is not (asynchronous commit).  That is one look at the commit log for
- * events of transactions younger than `durable_horizon`, and none for others.
+ * if it is not (asynchronous commit): see position/durable.c.
  */
 #include "postgres.h"
 
@@ -61,9 +60,6 @@
 
 /* the place of position in the index on (category_id, type_id, position) */
 #define CATEGORY_INDEX_POSITION	3
-
-/* transactions between the durable horizon and a snapshot, at most */
-#define MAX_HORIZON_AGE	1000000
 
 /* a pair of category and type in a segment */
 typedef struct Pair
@@ -148,11 +144,6 @@ struct Reader
 	NameBuffer	type_name;
 	NameBuffer	source_name;
 };
-
-/* transactions before it are flushed, as far as this backend has found out */
-static TransactionId durable_horizon = InvalidTransactionId;
-static TransactionId next_horizon = InvalidTransactionId;
-static XLogRecPtr next_horizon_lsn = InvalidXLogRecPtr;
 
 /* ----------------------------------------------------------------
  * Requests
@@ -964,88 +955,6 @@ next_segment_by_positions(Reader *reader)
  * ----------------------------------------------------------------
  */
 
-/*
- * The end of the WAL that has been written to its buffers.  At the beginning of
- * a page PostgreSQL points behind the page's header, which is not there before
- * the next record is: a flush up to that would fail.
- */
-static XLogRecPtr
-wal_end(void)
-{
-	XLogRecPtr	end = GetXLogInsertRecPtr();
-
-	if (XLogSegmentOffset(end, wal_segment_size) == SizeOfXLogLongPHD)
-		return end - SizeOfXLogLongPHD;
-	if (end % XLOG_BLCKSZ == SizeOfXLogShortPHD)
-		return end - SizeOfXLogShortPHD;
-	return end;
-}
-
-/* Finds out which transactions are known to be flushed. */
-static void
-advance_durable_horizon(Reader *reader)
-{
-	XLogRecPtr	now;
-
-	if (RecoveryInProgress())
-	{
-		/* what was replayed here had been flushed here */
-		reader->durable = true;
-		return;
-	}
-	now = wal_end();
-	/*
-	 * A backend that was idle for long begins anew: the commit log may not go
-	 * back to its horizon any more.
-	 */
-	if (!TransactionIdIsValid(durable_horizon) ||
-		(uint32) (reader->snapshot->xmin - durable_horizon) > MAX_HORIZON_AGE)
-	{
-		XLogFlush(now);
-		durable_horizon = reader->snapshot->xmin;
-		next_horizon = InvalidTransactionId;
-		reader->durable = true;
-		return;
-	}
-	if (TransactionIdIsValid(next_horizon) && !XLogNeedsFlush(next_horizon_lsn))
-	{
-		durable_horizon = next_horizon;
-		next_horizon = InvalidTransactionId;
-	}
-	if (!TransactionIdIsValid(next_horizon))
-	{
-		/* whoever ended before the snapshot wrote his record before now */
-		next_horizon = reader->snapshot->xmin;
-		next_horizon_lsn = now;
-	}
-}
-
-static void
-make_durable(Reader *reader, Probe *probe)
-{
-	static TransactionId last_xid = InvalidTransactionId;
-	HeapTuple	tuple = ExecFetchSlotHeapTuple(probe->slot, false, NULL);
-	TransactionId xid;
-
-	/*
-	 * VACUUM may have frozen what is not flushed yet, and leaves the xid. That of
-	 * long ago may look as if it were of the future.
-	 */
-	xid = HeapTupleHeaderGetRawXmin(tuple->t_data);
-	if (!TransactionIdIsNormal(xid) ||
-		!TransactionIdPrecedes(xid, reader->snapshot->xmax))
-		return;
-	if (xid == last_xid || TransactionIdPrecedes(xid, durable_horizon) ||
-		TransactionIdIsCurrentTransactionId(xid))
-		return;
-	if (XLogNeedsFlush(TransactionIdGetCommitLSN(xid)))
-	{
-		XLogFlush(wal_end());
-		reader->durable = true;
-	}
-	last_xid = xid;
-}
-
 /* Begins a read.  The reader lives in a context of its own, below this one. */
 Reader *
 reader_open(const ReadRequest *request)
@@ -1145,7 +1054,7 @@ reader_open(const ReadRequest *request)
 				find_first_segment(reader);
 			break;
 	}
-	advance_durable_horizon(reader);
+	reader->durable = durable_begin(reader->snapshot);
 	MemoryContextSwitchTo(saved);
 	return reader;
 }
@@ -1363,7 +1272,7 @@ reader_next(Reader *reader, Datum *values, bool *nulls)
 	if (row != NULL && !reader->done)
 	{
 		if (!reader->durable)
-			make_durable(reader, row);
+			reader->durable = durable_row(row->slot, reader->snapshot);
 		reader->row_stream_id = probe_int64(row, EV_STREAM_ID);
 		if (reader->request.positions_only)
 		{

@@ -129,6 +129,8 @@ extern void input_metadata(Jsonb *metadata);
 extern void input_schema_version(int32 schema_version);
 extern void input_occurred_at(TimestampTz occurred_at);
 extern int64 input_expected_version(int64 expected);
+extern void input_batch_size(Jsonb *batch);
+extern void input_batch_events(int64 nevents);
 extern void input_batch_of_stream(AppendBatch *append, text *stream, Jsonb *events,
 								  int64 expected_version);
 extern void input_batch_of_streams(AppendBatch *append, Jsonb *appends);
@@ -143,6 +145,7 @@ extern void append_guard(const char *what);
 extern int64 append_expected_version(FunctionCallInfo fcinfo, int n);
 extern void append_read_arguments(FunctionCallInfo fcinfo, int n, bool has_event_id,
 								  StreamInput *stream, EventInput *event);
+extern void append_result_values(const StreamInput *stream, Datum *values, bool *nulls);
 extern Datum append_result_datum(const StreamInput *stream);
 
 /* id_range.c */

@@ -51,8 +51,8 @@ guard(const char *what)
 }
 
 /* The positions of an array, ascending, each once. */
-static int64 *
-positions_argument(Datum value, int *count)
+int64 *
+ack_positions_argument(Datum value, int *count)
 {
 	ArrayType  *array = DatumGetArrayTypeP(value);
 	Datum	   *elements;
@@ -90,6 +90,26 @@ ack_consumer_argument(FunctionCallInfo fcinfo, int n)
 	name = PG_GETARG_TEXT_PP(n);
 	input_check_name("name of a consumer", VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name));
 	return name;
+}
+
+/* An error, as much of it as is kept. */
+char *
+ack_error_text(text *value)
+{
+	char	   *error = text_to_cstring(value);
+
+	if (strlen(error) > MAX_ERROR_BYTES)
+		error[pg_mbcliplen(error, strlen(error), MAX_ERROR_BYTES)] = '\0';
+	return error;
+}
+
+/* So long from now. */
+TimestampTz
+ack_lease_end(const Interval *lease)
+{
+	return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+												   TimestampTzGetDatum(GetCurrentTimestamp()),
+												   IntervalPGetDatum(unconstify(Interval *, lease))));
 }
 
 /* A length of time, of a hundred years at most. */
@@ -302,7 +322,7 @@ event_store_ack(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("positions must not be NULL")));
-	positions = positions_argument(PG_GETARG_DATUM(1), &count);
+	positions = ack_positions_argument(PG_GETARG_DATUM(1), &count);
 	PG_RETURN_INT64(acknowledge(fcinfo, name, positions, count, 0));
 }
 
@@ -443,9 +463,7 @@ event_store_nack(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("error must not be NULL")));
-	error = text_to_cstring(PG_GETARG_TEXT_PP(2));
-	if (strlen(error) > MAX_ERROR_BYTES)
-		error[pg_mbcliplen(error, strlen(error), MAX_ERROR_BYTES)] = '\0';
+	error = ack_error_text(PG_GETARG_TEXT_PP(2));
 	retry_after = PG_ARGISNULL(3) ? NULL : PG_GETARG_INTERVAL_P(3);
 	if (retry_after != NULL)
 		ack_check_interval("retry_after", retry_after, AT_LEAST_ZERO);

@@ -1260,6 +1260,8 @@ batch_leased(Subscription *subscription, text *consumer, bool over)
 	(void) plans_execute(&leased_count, values, consumer == NULL ? " n  " : NULL);
 	count = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	owner_end(&saved);
+	if (subscription->leased_elsewhere != NULL)
+		count += subscription->leased_elsewhere(consumer, over);
 	return count;
 }
 

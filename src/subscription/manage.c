@@ -204,6 +204,13 @@ static const Setting policy[] = {
 	{"breaker_probes", INT4OID, 1, 10000},
 };
 
+/* Checks the arguments of a policy, from the first one on; NULL is all right. */
+void
+manage_check_policy(FunctionCallInfo fcinfo, int first)
+{
+	input_check_settings(fcinfo, first, policy, lengthof(policy));
+}
+
 static void
 check_slots(int slots, bool competing)
 {
@@ -298,7 +305,7 @@ event_store_create_subscription(PG_FUNCTION_ARGS)
 					 errmsg("only a competing subscription has priorities")));
 		input_check_name("priority_key", VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
 	}
-	input_check_settings(fcinfo, CS_POLICY, policy, lengthof(policy));
+	manage_check_policy(fcinfo, CS_POLICY);
 	if (!PG_ARGISNULL(CS_START_TIME))
 	{
 		if (!PG_ARGISNULL(CS_START_AFTER) && PG_GETARG_INT64(CS_START_AFTER) != 0)
@@ -371,7 +378,7 @@ event_store_alter_subscription(PG_FUNCTION_ARGS)
 	manage_check_filter(fcinfo, AS_CATEGORIES, "categories", true);
 	manage_check_filter(fcinfo, AS_TYPES, "types", true);
 	check_pattern(fcinfo, AS_PATTERN, true);
-	input_check_settings(fcinfo, AS_POLICY, policy, lengthof(policy));
+	manage_check_policy(fcinfo, AS_POLICY);
 	initStringInfo(&detail);
 	for (int i = 0; i < AS_POLICY + lengthof(policy); i++)
 	{

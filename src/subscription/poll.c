@@ -59,15 +59,6 @@ enum
 
 static int32 last_max_count = 1;	/* of the last poll */
 
-/* So long from now. */
-static TimestampTz
-lease_end(const Interval *lease)
-{
-	return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-												   TimestampTzGetDatum(GetCurrentTimestamp()),
-												   IntervalPGetDatum(unconstify(Interval *, lease))));
-}
-
 static void
 guard(const char *what)
 {
@@ -495,11 +486,13 @@ needs_no_snapshot(ReturnSetInfo *result)
  * Waits until somebody wakes us, or a time has come; returns whether it was the
  * first.
  *
+ * next: then something happens by itself; 0: never.
+ *
  * The transaction lets go of its xmin meanwhile, if nothing reads by an older
  * snapshot afterwards: the next snapshot sets it anew.
  */
-static bool
-wait_for_events(TimestampTz until, const Seen *seen, ReturnSetInfo *result)
+bool
+poll_wait(TimestampTz until, TimestampTz next, ReturnSetInfo *result)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	int64		timeout;
@@ -507,8 +500,8 @@ wait_for_events(TimestampTz until, const Seen *seen, ReturnSetInfo *result)
 
 	if (needs_no_snapshot(result))
 		MyProc->xmin = InvalidTransactionId;
-	if (seen->next != 0)
-		until = Min(until, seen->next);
+	if (next != 0)
+		until = Min(until, next);
 	timeout = Min((until - now) / 1000 + 1, (int64) guc_look_interval * LOOKS_LESS_OFTEN);
 	woken = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					  (long) Max(timeout, 0), PG_WAIT_EXTENSION);
@@ -560,7 +553,7 @@ event_store_poll(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 					 errmsg("lease and auto_ack exclude each other")));
 		request.consumer.leases = true;
-		request.consumer.until = lease_end(request.consumer.lease);
+		request.consumer.until = ack_lease_end(request.consumer.lease);
 	}
 	InitMaterializedSRF(fcinfo, 0);
 
@@ -572,7 +565,7 @@ event_store_poll(PG_FUNCTION_ARGS)
 	}
 
 	ack_check_interval("wait", PG_GETARG_INTERVAL_P(3), AT_LEAST_ANY);
-	until = lease_end(PG_GETARG_INTERVAL_P(3));
+	until = ack_lease_end(PG_GETARG_INTERVAL_P(3));
 	request.waits = true;
 	if (request.consumer.name != NULL)
 	{
@@ -599,7 +592,7 @@ event_store_poll(PG_FUNCTION_ARGS)
 				bool		keep;
 
 				if (request.consumer.lease != NULL)
-					request.consumer.until = lease_end(request.consumer.lease);
+					request.consumer.until = ack_lease_end(request.consumer.lease);
 				state_begin_try();
 				(void) deliver(&request);
 				keep = request.count > 0 || plans_writes != writes;
@@ -611,7 +604,7 @@ event_store_poll(PG_FUNCTION_ARGS)
 		if (GetCurrentTimestamp() >= until)
 			break;
 		request.max_count = max_count;
-		woken = wait_for_events(until, &seen, request.result);
+		woken = poll_wait(until, seen.next, request.result);
 	}
 	wake_end_wait();
 	if (request.consumer.name != NULL)

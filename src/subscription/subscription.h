@@ -6,6 +6,7 @@
 #define EVENT_STORE_SUBSCRIPTION_H
 
 #include "fmgr.h"
+#include "nodes/execnodes.h"
 #include "utils/timestamp.h"
 
 #include "common/owner.h"
@@ -81,6 +82,8 @@ typedef struct Subscription
 	int64		no_replay_to;
 	int			nno_replay;
 	int64	   *no_replay;
+	/* what is out under leases, and has no row of subscription_batch; NULL: nothing is */
+	int64		(*leased_elsewhere) (text *consumer, bool over);
 } Subscription;
 
 /* events: their positions, ascending, and the stream of each */
@@ -353,6 +356,9 @@ typedef enum AtLeast
 	AT_LEAST_MORE
 } AtLeast;
 
+extern int64 *ack_positions_argument(Datum value, int *count);
+extern char *ack_error_text(text *value);
+extern TimestampTz ack_lease_end(const Interval *lease);
 extern void ack_check_interval(const char *what, const Interval *interval, AtLeast low);
 extern int64 ack_decide(Subscription *subscription, const int64 *positions, int count,
 						int64 up_to, bool done);
@@ -360,8 +366,10 @@ extern int64 ack_decide(Subscription *subscription, const int64 *positions, int 
 /* manage.c */
 extern void manage_check_filter(FunctionCallInfo fcinfo, int n, const char *what,
 								bool may_be_empty);
+extern void manage_check_policy(FunctionCallInfo fcinfo, int first);
 extern int64 manage_checked_position(int64 position);
 
-/* poll.c has SQL functions only */
+/* poll.c */
+extern bool poll_wait(TimestampTz until, TimestampTz next, ReturnSetInfo *result);
 
 #endif

@@ -527,7 +527,7 @@ CREATE VIEW event_store.subscriptions AS
 		   (c.taken - coalesce((SELECT sum(cardinality(b.positions)) FROM event_store.subscription_batch AS b WHERE b.subscription_id = s.id AND b.first_position >= c.oldest), 0)
 			- (SELECT count(*) FROM event_store.subscription_failure AS f WHERE f.subscription_id = s.id))::bigint AS acknowledged,
 		   c.taken_at,
-		   c.rate * exp(least(extract(epoch FROM c.taken_at - statement_timestamp())::float8 / 60, 0)) AS rate,
+		   c.rate * exp(greatest(least(extract(epoch FROM c.taken_at - statement_timestamp())::float8 / 60, 0), -700)) AS rate,
 		   coalesce((SELECT sum(cardinality(b.positions)) FROM event_store.subscription_batch AS b
 			 WHERE b.subscription_id = s.id AND b.first_position >= c.oldest AND b.consumer IS NULL), 0)::bigint AS queued,
 		   (coalesce((SELECT sum(cardinality(b.positions)) FROM event_store.subscription_batch AS b

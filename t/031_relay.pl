@@ -1,0 +1,390 @@
+# The relay, with a real RabbitMQ, and with librdkafka's mock of Kafka.
+#
+# Nothing that was published is lost, of each key the messages arrive in order (the
+# first time that each does), and what arrives twice has the same message id, while
+# relays are killed, the broker is killed, and connections to the database are cut.
+#
+# EVENT_STORE_CHAOS_SECONDS (default 12) is how long that goes on.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+
+use EventStoreTest;
+use IPC::Run ();
+use JSON::PP;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(time usleep);
+
+my $seconds = $ENV{EVENT_STORE_CHAOS_SECONDS} // 12;
+my $dir = work_dir();
+my $bindir = `@{[ $ENV{PG_CONFIG} // 'pg_config' ]} --bindir`;
+chomp $bindir;
+my ($relay) = grep { -x } "$FindBin::RealBin/../relay/event_store_relay", "$bindir/event_store_relay";
+my $server = '/usr/lib/rabbitmq/bin/rabbitmq-server';
+my $python = '/usr/bin/python3';
+
+plan skip_all => 'the relay was not built: no client library of a broker is installed'
+  unless $relay;
+my ($version) = run_command([ $relay, '--version' ]);
+my @harnesses;
+
+my $node = new_node('relay');
+create_store($node, 'postgres');
+
+# Runs a relay; its messages go to a file of its own.
+my $started = 0;
+sub start_relay
+{
+	my ($broker, @options) = @_;
+	my $log = "$dir/relay_" . ++$started . '.log';
+	my $harness = IPC::Run::start(
+		[ $relay, '-d', $node->connstr('postgres'), '-b', $broker, '-i', '1', @options ],
+		'>', "$log.out", '2>', $log);
+
+	push @harnesses, $harness;
+	return { harness => $harness, log => $log };
+}
+
+sub end_relay
+{
+	my ($one, $signal) = @_;
+
+	$one->{harness}->signal($signal);
+	eval { $one->{harness}->finish };
+	@harnesses = grep { $_ != $one->{harness} } @harnesses;
+	return $one->{harness}->full_result(0);
+}
+
+sub run_once
+{
+	my ($broker, @options) = @_;
+	my ($stdout, $stderr) = run_command(
+		[ $relay, '-d', $node->connstr('postgres'), '-b', $broker, '-n', 'once', '--once', @options ]);
+
+	note $stderr;
+	return $stderr;
+}
+
+sub sql { return $node->safe_psql('postgres', $_[0]) }
+sub status { return sql('SELECT waiting, leased, retries, parked, dead_letters FROM event_store.outbox_status') }
+
+END
+{
+	local $?;
+	foreach my $harness (reverse @harnesses)
+	{
+		$harness->signal('KILL');
+		eval { $harness->finish };
+	}
+}
+
+# ---------------------------------------------------------------------------
+# Without a broker
+# ---------------------------------------------------------------------------
+
+like($version, qr/^event_store_relay \d/, 'it knows its version');
+command_fails([ $relay, '-b', 'http://x' ], 'another URL is refused');
+command_fails([ $relay, '-b', 'amqp://x', '--batch', '0' ], 'a number out of bounds is refused');
+
+# ---------------------------------------------------------------------------
+# RabbitMQ
+# ---------------------------------------------------------------------------
+
+# A server of our own, under a name and ports of our own.
+my %port = map { $_ => PostgreSQL::Test::Cluster::get_free_port() } qw(amqp tls dist epmd);
+my %broker_env = (
+	HOME => "$dir/rabbitmq",
+	RABBITMQ_NODENAME => "event_store_$$\@localhost",
+	RABBITMQ_NODE_IP_ADDRESS => '127.0.0.1',
+	RABBITMQ_NODE_PORT => $port{amqp},
+	RABBITMQ_DIST_PORT => $port{dist},
+	RABBITMQ_MNESIA_BASE => "$dir/rabbitmq/mnesia",
+	RABBITMQ_LOG_BASE => "$dir/rabbitmq/log",
+	RABBITMQ_CONFIG_FILE => "$dir/rabbitmq/rabbitmq.conf",
+	RABBITMQ_ENABLED_PLUGINS_FILE => "$dir/rabbitmq/plugins",
+	RABBITMQ_CONF_ENV_FILE => "$dir/rabbitmq/env.conf",
+	RABBITMQ_PID_FILE => "$dir/rabbitmq/pid",
+	RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS => '+S 1:1',
+	ERL_EPMD_PORT => $port{epmd},
+	ERL_EPMD_ADDRESS => '127.0.0.1');
+my ($broker, $epmd);
+
+# A certificate by an authority of our own, for localhost.
+sub make_certificates
+{
+	my $quiet = "2>>$dir/openssl.log";
+
+	system("cd $dir && openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout ca.key -out ca.crt -subj /CN=ca $quiet"
+		  . " && openssl req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=localhost $quiet"
+		  . " && printf 'subjectAltName=DNS:localhost\\n' > ext && openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out server.crt $quiet") == 0
+	  or die 'no certificates: ' . slurp_file("$dir/openssl.log");
+	return;
+}
+
+sub start_broker
+{
+	local %ENV = (%ENV, %broker_env);
+
+	if (!$epmd)
+	{
+		mkdir "$dir/rabbitmq";
+		append_to_file("$dir/rabbitmq/plugins", "[].\n");
+		append_to_file("$dir/rabbitmq/env.conf", '');
+		append_to_file("$dir/rabbitmq/rabbitmq.conf", <<"EOT");
+listeners.ssl.default = $port{tls}
+ssl_options.cacertfile = $dir/ca.crt
+ssl_options.certfile = $dir/server.crt
+ssl_options.keyfile = $dir/server.key
+EOT
+		# a daemon of that name would stay behind
+		$epmd = IPC::Run::start([ find_program('epmd') // '/usr/bin/epmd' ], '>', "$dir/epmd.log", '2>&1');
+		push @harnesses, $epmd;
+	}
+	$broker = IPC::Run::start([$server], '>>', "$dir/rabbitmq.log", '2>>', "$dir/rabbitmq.log");
+	push @harnesses, $broker;
+	return wait_until(
+		sub {
+			my $socket = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port{tls});
+
+			return defined $socket;
+		});
+}
+
+# The script has the virtual machine as its child.
+sub kill_broker
+{
+	my $pid = slurp_file("$dir/rabbitmq/pid");
+
+	kill 'KILL', $pid + 0;
+	eval { $broker->finish };
+	@harnesses = grep { $_ != $broker } @harnesses;
+	return;
+}
+
+END
+{
+	local $?;
+	kill 'KILL', slurp_file("$dir/rabbitmq/pid") + 0 if $broker && -e "$dir/rabbitmq/pid";
+}
+
+# What a consumer has written to its file.
+sub received
+{
+	my ($file) = @_;
+
+	return -e $file ? map { decode_json($_) } split /\n/, slurp_file($file) : ();
+}
+
+SKIP:
+{
+	skip 'the relay was built without RabbitMQ', 1 unless $version =~ /RabbitMQ/;
+	skip "no RabbitMQ is installed: $server is not there", 1 unless -x $server;
+	skip 'no Python client of RabbitMQ is installed (python3-pika)', 1
+	  if system("$python -c 'import pika' 2>/dev/null") != 0;
+	require IO::Socket::INET;
+
+	make_certificates();
+	if (!ok(start_broker(), 'RabbitMQ is up'))
+	{
+		diag slurp_file("$dir/rabbitmq.log");
+		skip 'no broker', 1;
+	}
+	my $url = "amqp://guest:guest\@127.0.0.1:$port{amqp}/%2f";
+	my $consumer = IPC::Run::start(
+		[ $python, "$FindBin::RealBin/amqp_consumer.py", $port{amqp}, 'all', "$dir/all", 'event_store', 'order.#' ],
+		'>', "$dir/consumer.out", '2>', "$dir/consumer.err");
+	push @harnesses, $consumer;
+	ok(wait_until(sub { -s "$dir/consumer.out" }), 'the consumer is ready');
+
+	# What a message looks like.
+	sql(<<'EOT');
+SELECT event_store.publish('order.placed', 'key ü', '{"n": 1.50, "text": "ü\"\n🌎"}', '{"a": "ü\"\\\n🌎", "n": 5, "object": {"x": [1, "}"]}, "none": null, "traceparent": "00-1"}',
+	'11111111-2222-3333-4444-555555555555', type => 'Placed');
+SELECT event_store.publish('order.none', NULL, 'null')
+EOT
+	run_once($url);
+	ok(wait_until(sub { received("$dir/all") == 2 }), 'two messages arrive');
+	# those without a key go first
+	my ($second, $first) = received("$dir/all");
+	is($first->{message_id}, '11111111-2222-3333-4444-555555555555', 'message_id');
+	is($first->{routing_key}, 'order.placed', 'the routing key is the topic');
+	is($first->{type}, 'Placed', 'type');
+	is($first->{delivery_mode}, 2, 'persistent');
+	is($first->{content_type}, 'application/json', 'content type');
+	ok(abs($first->{timestamp} - time) < 600, 'timestamp');
+	is_deeply($first->{body}, { n => 1.5, text => "\x{fc}\"\n\x{1f30e}" }, 'payload');
+	is_deeply($first->{headers},
+		{ a => "\x{fc}\"\\\n\x{1f30e}", n => '5', object => '{"x": [1, "}"]}', traceparent => '00-1', key => "key \x{fc}" }, 'headers');
+	is($second->{headers}{key}, undef, 'no key');
+	is(status(), '0|0|0|0|0', 'all are acknowledged');
+
+	# TLS, and another routing key
+	sql(q{SELECT event_store.publish('tls', 'k', '1')});
+	unlike(run_once("amqps://guest:guest\@localhost:$port{tls}/%2f", '--cacert', "$dir/ca.crt", '-r', 'order.{key}.{topic}'),
+		qr/could not/, 'TLS');
+	ok(wait_until(sub { received("$dir/all") == 3 }), 'a message arrives by TLS');
+	is((received("$dir/all"))[2]{routing_key}, 'order.k.tls', 'the routing key by the template');
+	my $strict = start_relay("amqps://guest:guest\@localhost:$port{tls}/%2f", '-n', 'tls', '--cacert', "$dir/server.key");
+	ok(wait_until(sub { slurp_file($strict->{log}) =~ /could not/ }), 'a certificate that cannot be checked is refused');
+	is(end_relay($strict, 'TERM'), 0, 'and a relay without a broker stops');
+
+	# A message that no queue takes is not lost.
+	sql('SELECT event_store.alter_outbox(max_attempts => 1)');
+	sql(q{SELECT event_store.publish('nobody', 'u', '1'), event_store.publish('order.after', 'u', '2'), event_store.publish('order.other', 'v', '3')});
+	like(run_once($url), qr/NO_ROUTE/, 'a message that no queue takes comes back');
+	is(status(), '0|0|0|1|1', 'it is a dead letter, and what is behind it waits');
+	is(sql('SELECT topic, error FROM event_store.outbox_dead_letters'), 'nobody|RabbitMQ has returned the message: 312 NO_ROUTE', 'with the reason');
+	sql(q{SELECT event_store.outbox_discard_dead_letters('test')});
+	run_once($url);
+	ok(wait_until(sub { received("$dir/all") == 5 }), 'the others arrive');
+	# one that cannot be sent
+	sql(q{SELECT event_store.publish(repeat('x', 300), NULL, '1')});
+	like(run_once($url), qr/longer than 255 bytes/, 'a routing key that is too long is refused');
+	sql(q{SELECT event_store.outbox_discard_dead_letters('test'), event_store.alter_outbox(max_attempts => 1000000, first_delay => '100 ms', max_delay => '1 s')});
+	is(status(), '0|0|0|0|0', 'nothing is left');
+
+	# A clean stop, and metrics.
+	my $clean = start_relay($url, '-n', 'clean', '-m', "$dir/metrics", '-w', '60');
+	sql(q{SELECT event_store.publish('order.clean', 'c' || i, '1') FROM generate_series(1, 50) AS i});
+	ok(wait_until(sub { -e "$dir/metrics" && slurp_file("$dir/metrics") =~ /^event_store_relay_acknowledged_total\{relay="clean"\} 50$/m }),
+		'metrics say that all is acknowledged');
+	like(slurp_file("$dir/metrics"), qr/^event_store_relay_broker_up\{relay="clean"\} 1$/m, 'and that the broker is there');
+	my $begun = time;
+	is(end_relay($clean, 'TERM'), 0, 'it stops with 0');
+	ok(time - $begun < 5, 'at once, although it waits for messages') or diag slurp_file($clean->{log});
+	like(slurp_file("$dir/metrics"), qr/^event_store_relay_database_up\{relay="clean"\} 0$/m, 'and says so');
+
+	# Chaos.
+	unlink "$dir/all";
+	$consumer->signal('KILL');
+	eval { $consumer->finish };
+	@harnesses = grep { $_ != $consumer } @harnesses;
+	$consumer = IPC::Run::start(
+		[ $python, "$FindBin::RealBin/amqp_consumer.py", $port{amqp}, 'all', "$dir/all" ],
+		'>', "$dir/consumer.out", '2>', "$dir/consumer.err");
+	push @harnesses, $consumer;
+	my %relays = map { $_ => start_relay($url, '-n', $_, '-l', '5', '-w', '2', '-B', '50') } qw(one two);
+	my $publisher = start_worker(
+		sub {
+			my $session = EventStoreTest::Session->new($node, 'postgres');
+			my $n = 0;
+
+			$session->run('CREATE TABLE published (message_id uuid, key text, n bigint)');
+			until (-e "$dir/stop")
+			{
+				# some roll back
+				$session->run('BEGIN');
+				$session->run(<<"EOT");
+WITH m AS MATERIALIZED (SELECT gen_random_uuid() AS id, 'k' || i % 20 AS key, $n + i AS n FROM generate_series(1, 10) AS i),
+p AS MATERIALIZED (SELECT event_store.publish('order.chaos', key, jsonb_build_object('n', n, 'key', key), message_id => id) FROM m ORDER BY n)
+INSERT INTO published SELECT id, key, n FROM m WHERE (SELECT count(*) FROM p) = 10
+EOT
+				$session->run($n % 70 == 0 ? 'ROLLBACK' : 'COMMIT');
+				$n += 10;
+				usleep(20_000);
+			}
+			$session->quit;
+		});
+	my $end = time + $seconds;
+	my $round = 0;
+	while (time < $end)
+	{
+		usleep(700_000);
+		my $what = $round++ % 4;
+		if ($what == 0 || $what == 2)
+		{
+			my $name = $what == 0 ? 'one' : 'two';
+
+			end_relay($relays{$name}, 'KILL');
+			$relays{$name} = start_relay($url, '-n', $name, '-l', '5', '-w', '2', '-B', '50');
+		}
+		elsif ($what == 1)
+		{
+			kill_broker();
+			usleep(300_000);
+			start_broker() or die 'the broker does not come back';
+		}
+		else
+		{
+			sql(q{SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'event_store_relay'});
+		}
+	}
+	append_to_file("$dir/stop", '');
+	is(wait_workers($publisher), 0, 'the publisher has published');
+	my $count = sql('SELECT count(*) FROM published');
+	ok($count > 100, "$count messages, in $round rounds");
+	ok(wait_until(sub { status() eq '0|0|0|0|0' }), 'the outbox becomes empty') or diag status();
+	my (%id_of, %seen, $late);
+	wait_until(
+		sub {
+			%id_of = map { $_->{message_id} => 1 } received("$dir/all");
+			return keys %id_of >= $count;
+		});
+	my @all = received("$dir/all");
+	my %body;
+	foreach my $message (@all)
+	{
+		my ($key, $n) = @{ $message->{body} }{qw(key n)};
+
+		$body{"$key $n"}{ $message->{message_id} } = 1;
+		next if $seen{ $message->{message_id} }++;
+		$late = "$n after $seen{$key}, key $key" if defined $seen{$key} && $seen{$key} > $n;
+		$seen{$key} = $n;
+	}
+	is(join(' ', sort keys %id_of), sql(q{SELECT string_agg(message_id::text, ' ' ORDER BY message_id::text COLLATE "C") FROM published}),
+		'all that was published has arrived, and nothing else');
+	is($late, undef, 'of each key in order');
+	is(scalar(grep { keys %$_ > 1 } values %body), 0, 'a message has one id, however often it comes');
+	note scalar(@all) - keys(%id_of), ' came more than once';
+	is(end_relay($_, 'TERM'), 0, 'a relay stops') foreach values %relays;
+	is(status(), '0|0|0|0|0', 'and leaves nothing');
+}
+
+# ---------------------------------------------------------------------------
+# Kafka
+# ---------------------------------------------------------------------------
+
+SKIP:
+{
+	skip 'the relay was built without Kafka', 1 unless $version =~ /Kafka/;
+	my ($mock_in, $mock_out) = ('', '');
+	my $flags = `pkg-config --cflags --libs rdkafka`;
+	chomp $flags;
+	skip 'the mock of Kafka could not be compiled', 1
+	  if system("cc -o $dir/kafka_mock $FindBin::RealBin/kafka_mock.c $flags") != 0;
+	my $mock = IPC::Run::start([ "$dir/kafka_mock", 'order' ], '<', \$mock_in, '>', \$mock_out, '2>', "$dir/mock.err");
+	push @harnesses, $mock;
+	ok(wait_until(sub { $mock->pump_nb; $mock_out =~ /\n/ }), 'a mock of Kafka is up');
+	my ($servers) = $mock_out =~ /^(.*)\n/;
+
+	sql(q{SELECT event_store.publish('order', 'k' || i % 30, to_jsonb(i), '{"h": "ü"}', type => 'T') FROM generate_series(1, 600) AS i});
+	$mock_in = "fail\n";
+	unlike(run_once("kafka://$servers"), qr/could not be sent/, 'messages are sent to Kafka');
+	is(status(), '0|0|0|0|0', 'all are acknowledged');
+	ok(wait_until(sub { $mock->pump_nb; ($mock_out =~ tr/\n//) >= 601 }), 'and arrive') or diag $mock_out =~ tr/\n//;
+	my (%last, %ids, $wrong);
+	foreach my $line ((split /\n/, $mock_out)[1 .. 600])
+	{
+		my ($partition, $key, $id, $type, $header, $payload) = split /\t/, $line;
+
+		$wrong = $line if $type ne 'T' || $header ne 'ü' || $key ne 'k' . $payload % 30 || ($last{$key} // 0) >= $payload;
+		$last{$key} = $payload;
+		$ids{$id} = 1;
+	}
+	is($wrong, undef, 'with key, type and headers, of each key in order');
+	is(scalar keys %ids, 600, 'and message ids');
+	sql(q{SELECT event_store.alter_outbox(max_attempts => 1), event_store.publish('order', NULL, to_jsonb(repeat('x', 2000000)))});
+	like(run_once("kafka://$servers"), qr/could not be sent: .*too large/, 'a message that is too large is refused');
+	is(status(), '0|0|0|0|1', 'and the message is a dead letter');
+	$mock->signal('KILL');
+	eval { $mock->finish };
+	@harnesses = grep { $_ != $mock } @harnesses;
+}
+
+$node->stop;
+done_testing();
