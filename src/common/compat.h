@@ -148,6 +148,16 @@
 #define compat_is_virtual(att) ((void) (att), false)
 #endif
 
+/* 17 ends transactions that take too long */
+#define compat_has_transaction_timeout (PG_VERSION_NUM >= 170000)
+
+/* 18 counts pages that are all frozen: what is done with such a column of pg_class */
+#if PG_VERSION_NUM >= 180000
+#define compat_with_all_frozen(act) act(relallfrozen, int32)
+#else
+#define compat_with_all_frozen(act) ((void) 0)
+#endif
+
 /* 18 says first that a function does not return */
 #if PG_VERSION_NUM >= 180000
 #define compat_noreturn pg_noreturn

@@ -486,9 +486,7 @@ swap_files(Oid a, Oid b)
 	SWAP(relpages, int32);
 	SWAP(reltuples, float4);
 	SWAP(relallvisible, int32);
-#if PG_VERSION_NUM >= 180000
-	SWAP(relallfrozen, int32);
-#endif
+	compat_with_all_frozen(SWAP);
 
 #undef SWAP
 

@@ -407,9 +407,8 @@ event_store_worker_main(Datum arg)
 	set_guc("default_transaction_deferrable", "off");
 	set_guc("statement_timeout", "0");
 	set_guc("lock_timeout", "0");
-#if PG_VERSION_NUM >= 170000
-	set_guc("transaction_timeout", "0");
-#endif
+	if (compat_has_transaction_timeout)
+		set_guc("transaction_timeout", "0");
 	set_guc("row_security", "on");
 
 	/* what is appended from now on is our business, and what was left to one before */
