@@ -142,6 +142,17 @@ SELECT event_store.drop_projection('shares');
 SELECT event_store.alter_projection('ends', handler => 'into_missing');
 SELECT event_store.drop_projection('ends');
 
+-- slow statements do not keep the rest waiting: a batch is made as large as its pace allows, where time counts
+SELECT event_store.create_projection('slow', 'set', 'SELECT pg_sleep(0.002) FROM new_events', categories => '{slow}');
+INSERT INTO event_store.events (stream, type, data) SELECT 'slow-1', 't', '1' FROM generate_series(1, 150);
+SELECT event_store.refresh_projections('10 ms');
+SELECT applied FROM event_store.projections;
+INSERT INTO event_store.events (stream, type, data) SELECT 'slow-1', 't', '1' FROM generate_series(1, 300);
+SELECT event_store.refresh_projections('10 ms');
+SELECT applied FROM event_store.projections;
+SELECT event_store.refresh_projection('slow');
+SELECT event_store.drop_projection('slow');
+
 -- types and categories with all that quoting knows
 SELECT count(event_store.append('o''d"d{,}\-1', t, '{"n": 1}')) FROM unnest(ARRAY['a''b', 'a"b', '{a,b}', 'a\b', 'NULL', ' a ', '$1']) t;
 SELECT event_store.create_projection('odd', 'fold', 'count', categories => ARRAY['o''d"d{,}\'], types => ARRAY['a''b', 'a"b', '{a,b}', 'a\b', 'NULL', ' a ', '$1'], key => 'type');

@@ -242,6 +242,25 @@ SELECT event_store.append('x-1', 'T', '{}') IS NOT NULL AS appended, event_store
 CALL event_store.catch_up_projection('handled');
 SELECT count(*) FILTER (WHERE NOT replaying) FROM handled;
 
+-- what reaches beyond the model happens once for each event, also where the rebuild was ahead
+CREATE TABLE effect (position bigint);
+CREATE FUNCTION with_effect(e event_store.recorded_event) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	INSERT INTO handled VALUES (-e.position);
+	IF NOT event_store.is_replaying() THEN INSERT INTO effect VALUES (e.position); END IF;
+END $$;
+SELECT event_store.drop_projection('handled');
+TRUNCATE handled;
+SELECT event_store.create_projection('handled', 'event', 'with_effect', tables => '{handled}');
+SELECT event_store.refresh_projection('handled') > 0 AS applied;
+SELECT event_store.rebuild_projection('handled');
+SELECT event_store.refresh_projections();
+SELECT count(event_store.append('x-1', 'T', '{}')) FROM generate_series(1, 5);
+SELECT event_store.refresh_projections();
+SELECT count(*) FROM event_store.projection_rebuilds;
+SELECT count(*) = count(DISTINCT position) AND count(*) = (SELECT count(*) FROM event_store.events) AS once, (SELECT count(*) FROM handled) = count(*) AS handled FROM effect;
+SELECT event_store.drop_projection('handled');
+
 -- fold, with another handler, and inline
 SELECT event_store.create_projection('fold', 'fold', 'count');
 SELECT event_store.refresh_projection('fold') = (SELECT count(*) FROM event_store.events) AS all;
@@ -291,7 +310,7 @@ SELECT raises($$SELECT event_store.create_projection('live', 'fold', 'count', 'l
 CREATE TABLE going (k text);
 SELECT event_store.create_projection('going', 'set', 'INSERT INTO going SELECT stream FROM new_events', tables => '{going}');
 SELECT event_store.rebuild_projection('going');
-DROP FUNCTION handle, picky;
+DROP FUNCTION handle, with_effect, picky;
 DROP EXTENSION event_store;
 SELECT count(*) FROM pg_namespace WHERE nspname ~ '^event_store';
 SET client_min_messages = warning;

@@ -146,7 +146,7 @@ $standby->stop;
 # ---------------------------------------------------------------------------
 
 $node->safe_psql('postgres', "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0");
-create_store($node, 'latin', 64);
+$node->safe_psql('latin', 'CREATE EXTENSION event_store');
 query_is($node, 'latin', 'names and keys in another encoding', "l\x{c3}\x{a4}uft=1", <<"EOT");
 SET client_encoding = 'UTF8';
 SELECT event_store.create_projection('gr\x{c3}\x{b6}\x{c3}\x{9f}e', 'fold', 'count', categories => '{\x{c3}\x{a4}}', types => '{l\x{c3}\x{a4}uft}', key => 'type || CASE WHEN stream = ''\x{c3}\x{a4}-\x{c3}\x{b6}'' THEN '''' END') \\g /dev/null

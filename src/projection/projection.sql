@@ -332,7 +332,7 @@ COMMENT ON FUNCTION event_store.projection_lag(text, bigint) IS
 CREATE FUNCTION event_store.is_replaying() RETURNS boolean
 LANGUAGE c STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'event_store_is_replaying';
 COMMENT ON FUNCTION event_store.is_replaying() IS
-'is_replaying() -> boolean: whether the caller is the handler of a projection, and the event had been applied before, so that it should have no effect beyond the read model';
+'is_replaying() -> boolean: whether the caller is the handler of a projection, and the event had been applied before, or will be by the projection in service, so that it should have no effect beyond the read model';
 
 CREATE VIEW event_store.projections AS
 	SELECT p.name,

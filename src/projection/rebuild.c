@@ -1017,6 +1017,15 @@ rebuild_switch(Projection *twin)
 	if ((served.mode != PROJECTION_INLINE && twin->position < served.position) ||
 		now.since != twin->since)
 		return false;
+	/* what reaches beyond the model is done by the one in service, for each event */
+	if (served.mode == PROJECTION_ASYNC && !served.paused && !served.failing &&
+		served.position < twin->position)
+	{
+		served.limit = twin->position;
+		(void) refresh_run(&served, PG_INT64_MAX, 0, &applied);
+		if (served.failing)
+			return false;
+	}
 	if (served.mode == PROJECTION_INLINE)
 	{
 		if (settled_own_bound() != 0)
