@@ -413,8 +413,9 @@ sub send
 
 	local $SIG{PIPE} = 'IGNORE';
 	$sql =~ s/[\s;]+\z//;
-	print { $self->{in} } "$sql;\n\\echo END $number :SQLSTATE\n"
-	  or $self->{lost} = 1;
+	return if print { $self->{in} } "$sql;\n\\echo END $number :SQLSTATE\n";
+	# its psql has been killed
+	@$self{ 'lost', 'sqlstate', 'message' } = (1, 'lost', '');
 	return;
 }
 

@@ -235,6 +235,20 @@ begin_for_others(const char *activity)
 }
 
 /*
+ * Notes how far listeners were told: with no other lock in hand, so as not to be in
+ * a circle with who drops the extension.
+ */
+static void
+note_told(int64 position)
+{
+	begin_for_others("noting what listeners were told");
+	if (store_is_ours())
+		relay_note_told(position);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+}
+
+/*
  * A piece of the work on new events, in a transaction of its own.  Its effects and
  * how far it has come are lost together in a crash, so that need not wait for the
  * disk.  Returns whether there is more of it.
@@ -353,16 +367,6 @@ work(int64 notified)
 				wake_waiters();
 			notified_at = GetCurrentTimestamp();
 		}
-		if (notified != noted && (now - noted_at >= NOTE_PAUSE || now < noted_at))
-		{
-			(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
-									 GUC_ACTION_LOCAL, true, 0, false);
-			PushActiveSnapshot(GetTransactionSnapshot());
-			relay_note_told(notified);
-			PopActiveSnapshot();
-			noted = notified;
-			noted_at = now;
-		}
 		if (woken && errand != NULL)
 		{
 			MemoryContext saved = MemoryContextSwitchTo(TopMemoryContext);
@@ -371,6 +375,12 @@ work(int64 notified)
 			MemoryContextSwitchTo(saved);
 		}
 		CommitTransactionCommand();
+		if (notified != noted && (now - noted_at >= NOTE_PAUSE || now < noted_at))
+		{
+			note_told(notified);
+			noted = notified;
+			noted_at = now;
+		}
 		run_errands(asked, nasked);
 		if (asked != NULL)
 			pfree(asked);
