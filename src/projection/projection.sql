@@ -354,9 +354,8 @@ CREATE VIEW event_store.projections AS
 		   CASE WHEN p.mode = 'async' THEN (SELECT statement_timestamp() - l.oldest_recorded_at FROM event_store.projection_lag(p.name, 1) AS l) END AS lag,
 		   c.applied,
 		   c.applied_at,
-		   c.rate * exp(least(extract(epoch FROM c.applied_at - statement_timestamp())::float8 / 60, 0))
+		   c.rate * exp(greatest(least(extract(epoch FROM c.applied_at - statement_timestamp())::float8 / 60, 0), -700))
 			/ (1 - exp(-greatest(extract(epoch FROM statement_timestamp() - c.rate_since)::float8, 0.001) / 60)) AS rate,
-		   c.rate * exp(greatest(least(extract(epoch FROM c.applied_at - statement_timestamp())::float8 / 60, 0), -700)) AS rate,
 		   nullif(e.position, 0) AS failed_position,
 		   e.attempts,
 		   e.sql_state,
