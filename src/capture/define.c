@@ -542,7 +542,7 @@ make_cache(void)
 	control.hcxt = CacheMemoryContext;
 	cache = hash_create("event_store captures", 32, &control,
 						HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+	catalog_on_relcache(relcache_callback);
 	CacheRegisterSyscacheCallback(NAMESPACEOID, namespace_callback, (Datum) 0);
 }
 

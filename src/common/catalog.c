@@ -328,8 +328,34 @@ catalog_require_owner(const Store *st)
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, "event_store.event");
 }
 
+/*
+ * Messages about relations.  A backend has room for ten who want to hear of them,
+ * and other extensions want to, too: the extension registers once, for all of its
+ * folders.
+ */
+#define MAX_LISTENERS	16
+
+static RelcacheCallbackFunction listeners[MAX_LISTENERS];
+static int	nlisteners = 0;
+
+static void
+tell_listeners(Datum arg, Oid relid)
+{
+	for (int i = 0; i < nlisteners; i++)
+		listeners[i] (arg, relid);
+}
+
+void
+catalog_on_relcache(RelcacheCallbackFunction listener)
+{
+	if (nlisteners == MAX_LISTENERS)
+		elog(ERROR, "too many listeners to the relation cache");
+	listeners[nlisteners++] = listener;
+}
+
 void
 catalog_init(void)
 {
-	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+	catalog_on_relcache(relcache_callback);
+	CacheRegisterRelcacheCallback(tell_listeners, (Datum) 0);
 }

@@ -307,6 +307,7 @@ extern void catalog_require_append(const Store *store);
 extern void catalog_require_read(const Store *store);
 extern void catalog_require_sight(const Store *store);
 extern void catalog_require_owner(const Store *store);
+extern void catalog_on_relcache(RelcacheCallbackFunction listener);
 extern void catalog_init(void);
 
 #endif

@@ -816,5 +816,5 @@ rows_init(void)
 	control.entrysize = sizeof(SegmentEntry);
 	segments = hash_create("event_store segments", 64, &control,
 						   HASH_ELEM | HASH_BLOBS);
-	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+	catalog_on_relcache(relcache_callback);
 }

@@ -549,5 +549,5 @@ event_store_drop_dedup_window(PG_FUNCTION_ARGS)
 void
 window_init(void)
 {
-	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+	catalog_on_relcache(relcache_callback);
 }

@@ -790,6 +790,6 @@ void
 route_init(void)
 {
 	append_add_hook(publish_append);
-	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+	catalog_on_relcache(relcache_callback);
 	RegisterSubXactCallback(subtransaction_ended, NULL);
 }

@@ -651,6 +651,6 @@ segment_init(void)
 	map_context = AllocSetContextCreate(CacheMemoryContext,
 										"event_store segments",
 										ALLOCSET_SMALL_SIZES);
-	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+	catalog_on_relcache(relcache_callback);
 	RegisterXactCallback(forget_size, NULL);
 }

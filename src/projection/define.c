@@ -1276,7 +1276,7 @@ event_store_resume_projection(PG_FUNCTION_ARGS)
 void
 projection_init(void)
 {
-	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+	catalog_on_relcache(relcache_callback);
 	apply_init();
 	inline_init();
 	refresh_init();

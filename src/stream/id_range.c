@@ -120,5 +120,5 @@ id_range_init(void)
 	control.entrysize = sizeof(IdRange);
 	ranges = hash_create("event_store id ranges", 64, &control,
 						 HASH_ELEM | HASH_BLOBS);
-	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+	catalog_on_relcache(relcache_callback);
 }

@@ -637,5 +637,5 @@ event_store_translate(PG_FUNCTION_ARGS)
 void
 translation_init(void)
 {
-	CacheRegisterRelcacheCallback(table_changed, (Datum) 0);
+	catalog_on_relcache(table_changed);
 }
