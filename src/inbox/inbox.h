@@ -85,8 +85,7 @@ typedef struct Inbox
 	const Window *window;
 	const Window *shared;		/* window 0, where it must be looked into as well; or NULL */
 	Relation	part;			/* where entries are written */
-	Oid			index;
-	int64		keep_count;		/* what the noticing goes by */
+	Relation	index;
 	bool		wrote;
 } Inbox;
 
