@@ -9,7 +9,7 @@
  *	  whether it still is the current one by what came in with the lock;
  * 2. lock the id (LOCK_CLASS_INBOX), and see whether the windows still are what
  *	  they were;
- * 3. look for an entry in all parts, by a dirty snapshot;
+ * 3. look for an entry in all parts that are not empty, by a dirty snapshot;
  * 4. there is none: write it into the current part;
  * 5. let go of the id: the entry stands for the lock from here on;
  * 6. another transaction has one in flight: wait for its end, and begin anew.
@@ -294,7 +294,8 @@ look_into(Relation part, Relation index, const EntryKey *key, TransactionId *xid
 }
 
 /*
- * Looks for an entry in all parts that may have it.  *where, if wanted, is the
+ * Looks for an entry in all parts that may have it: not in the oldest, if that
+ * has been emptied.  *where, if wanted, is the
  * part that has it.
  */
 static EntryState
@@ -314,7 +315,8 @@ look(Inbox *inbox, const EntryKey *key, TransactionId *xid, Entry *found,
 			Relation	part;
 			Relation	index;
 
-			if (relid == RelationGetRelid(inbox->part))
+			if (relid == RelationGetRelid(inbox->part) ||
+				(windows[i]->oldest_is_empty && n == WINDOW_OLDEST(windows[i]->turn)))
 				continue;
 			/* of a window that is dropped meanwhile nothing is left */
 			if (!open_part(relid, AccessShareLock, &part, &index))

@@ -38,6 +38,7 @@ typedef struct Window
 	TimestampTz opened_at;
 	TimestampTz last_sealed_at; /* DT_NOBEGIN: it is not sealed */
 	TimestampTz oldest_sealed_at;
+	bool		oldest_is_empty;
 
 	/* when whoever marks is to see to the rotation */
 	TimestampTz due_at;
