@@ -166,7 +166,7 @@ entry_key(EntryKey *key, EntryKind kind, const char *consumer, int consumer_len,
  * ----------------------------------------------------------------
  */
 
-static compat_noreturn void
+compat_noreturn static void
 part_is_damaged(Relation part)
 {
 	ereport(ERROR,
