@@ -88,7 +88,8 @@ enum
 	IT_TURN,
 	IT_OPENED_AT,
 	IT_LAST_SEALED_AT,
-	IT_OLDEST_SEALED_AT
+	IT_OLDEST_SEALED_AT,
+	IT_OLDEST_IS_EMPTY
 };
 
 /* columns of the parts of windows, event_store.inbox_<window>_<part> */

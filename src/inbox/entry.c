@@ -9,7 +9,7 @@
  *	  whether it still is the current one by what came in with the lock;
  * 2. lock the id (LOCK_CLASS_INBOX), and see whether the windows still are what
  *	  they were;
- * 3. look for an entry in all parts, by a dirty snapshot;
+ * 3. look for an entry in all parts that are not empty, by a dirty snapshot;
  * 4. there is none: write it into the current part;
  * 5. let go of the id: the entry stands for the lock from here on;
  * 6. another transaction has one in flight: wait for its end, and begin anew.
@@ -144,14 +144,19 @@ void
 entry_key(EntryKey *key, EntryKind kind, const char *consumer, int consumer_len,
 		  const char *id, int id_len)
 {
-	char		header[1 + sizeof(uint16) + MAX_NAME_BYTES];
+	/* one piece for all of it, since each costs a call: the rest is the id */
+	char		piece[1 + sizeof(uint16) + 2 * MAX_NAME_BYTES];
 	uint16		len = consumer_len;
+	char	   *end = piece;
 
-	/* one piece for both: each costs a call */
-	header[0] = kind;
-	memcpy(header + 1, &len, sizeof(len));
-	memcpy(header + 1 + sizeof(len), consumer, consumer_len);
-	entry_digest(&key->id, 2, header, (int) (1 + sizeof(len)) + consumer_len, id, id_len);
+	*end++ = kind;
+	memcpy(end, &len, sizeof(len));
+	end += sizeof(len);
+	memcpy(end, consumer, consumer_len);
+	end += consumer_len;
+	memcpy(end, id, id_len);
+	end += id_len;
+	entry_digest(&key->id, 1, piece, (int) (end - piece));
 	memcpy(&key->lock, key->id.data, sizeof(key->lock));
 	key->lock |= INBOX_LOCK_ID;
 }
@@ -161,7 +166,7 @@ entry_key(EntryKey *key, EntryKind kind, const char *consumer, int consumer_len,
  * ----------------------------------------------------------------
  */
 
-static compat_noreturn void
+compat_noreturn static void
 part_is_damaged(Relation part)
 {
 	ereport(ERROR,
@@ -171,9 +176,18 @@ part_is_damaged(Relation part)
 			 errhint("Drop what was added: columns, indexes, triggers, constraints, row security.")));
 }
 
-/* Opens a part, and tells its index; false if it is not there any more. */
 static bool
-open_part(Oid relid, LOCKMODE lock, Relation *part, Oid *index)
+index_is_on_key(Relation index)
+{
+	Form_pg_index form = index->rd_index;
+
+	return index->rd_rel->relam == BTREE_AM_OID && form->indisunique && form->indimmediate &&
+		form->indisvalid && form->indnkeyatts == 1 && form->indkey.values[0] == IE_KEY;
+}
+
+/* Opens a part and its index; false if it is not there any more. */
+static bool
+open_part(Oid relid, LOCKMODE lock, Relation *part, Relation *index)
 {
 	List	   *indexes;
 
@@ -188,9 +202,18 @@ open_part(Oid relid, LOCKMODE lock, Relation *part, Oid *index)
 		 (RelationGetDescr(*part)->constr->num_check > 0 ||
 		  RelationGetDescr(*part)->constr->has_generated_stored)))
 		part_is_damaged(*part);
-	*index = linitial_oid(indexes);
+	*index = index_open(linitial_oid(indexes), lock);
+	if (!index_is_on_key(*index))
+		part_is_damaged(*part);
 	list_free(indexes);
 	return true;
+}
+
+static void
+close_part(Relation part, Relation index, LOCKMODE lock)
+{
+	index_close(index, lock);
+	table_close(part, lock);
 }
 
 /* ----------------------------------------------------------------
@@ -236,21 +259,11 @@ read_entry(Relation part, TupleTableSlot *slot, Snapshot dirty, TransactionId *x
 	return ENTRY_THERE;
 }
 
-static bool
-index_is_on_key(Relation index)
-{
-	Form_pg_index form = index->rd_index;
-
-	return index->rd_rel->relam == BTREE_AM_OID && form->indisunique && form->indimmediate &&
-		form->indisvalid && form->indnkeyatts == 1 && form->indkey.values[0] == IE_KEY;
-}
-
 /* Looks into one part, which is open. */
 static EntryState
-look_into(Relation part, Oid index_oid, const EntryKey *key, TransactionId *xid,
+look_into(Relation part, Relation index, const EntryKey *key, TransactionId *xid,
 		  Entry *found, ItemPointer tid)
 {
-	Relation	index = index_open(index_oid, AccessShareLock);
 	TupleTableSlot *slot = NULL;
 	EntryState	state = ENTRY_NONE;
 	SnapshotData dirty;
@@ -258,13 +271,8 @@ look_into(Relation part, Oid index_oid, const EntryKey *key, TransactionId *xid,
 	IndexScanDesc scan;
 	ItemPointer next;
 
-	if (!index_is_on_key(index))
-		part_is_damaged(part);
 	if (likely(!rows_may_have_uuid(part, index, &key->id)))
-	{
-		index_close(index, AccessShareLock);
 		return ENTRY_NONE;
-	}
 	InitDirtySnapshot(dirty);
 	key_uuid(&scan_key, 1, UUIDPGetDatum(&key->id));
 	scan = compat_index_beginscan(part, index, &dirty, 1);
@@ -282,12 +290,12 @@ look_into(Relation part, Oid index_oid, const EntryKey *key, TransactionId *xid,
 	index_endscan(scan);
 	if (slot != NULL)
 		ExecDropSingleTupleTableSlot(slot);
-	index_close(index, AccessShareLock);
 	return state;
 }
 
 /*
- * Looks for an entry in all parts that may have it.  *where, if wanted, is the
+ * Looks for an entry in all parts that may have it: not in the oldest, if that
+ * has been emptied.  *where, if wanted, is the
  * part that has it.
  */
 static EntryState
@@ -305,9 +313,10 @@ look(Inbox *inbox, const EntryKey *key, TransactionId *xid, Entry *found,
 		{
 			Oid			relid = windows[i]->parts[n];
 			Relation	part;
-			Oid			index;
+			Relation	index;
 
-			if (relid == RelationGetRelid(inbox->part))
+			if (relid == RelationGetRelid(inbox->part) ||
+				(windows[i]->oldest_is_empty && n == WINDOW_OLDEST(windows[i]->turn)))
 				continue;
 			/* of a window that is dropped meanwhile nothing is left */
 			if (!open_part(relid, AccessShareLock, &part, &index))
@@ -315,7 +324,7 @@ look(Inbox *inbox, const EntryKey *key, TransactionId *xid, Entry *found,
 			if (where != NULL)
 				*where = relid;
 			state = look_into(part, index, key, xid, found, tid);
-			table_close(part, AccessShareLock);
+			close_part(part, index, AccessShareLock);
 		}
 	return state;
 }
@@ -350,7 +359,7 @@ open_windows(Inbox *inbox)
 			{
 				const Window *shared = window_find(NULL, 0);
 
-				table_close(inbox->part, RowExclusiveLock);
+				close_part(inbox->part, inbox->index, RowExclusiveLock);
 				inbox->shared = window;
 				inbox->window = shared;
 				if (!open_part(shared->parts[WINDOW_CURRENT(shared->turn)], RowExclusiveLock,
@@ -361,7 +370,7 @@ open_windows(Inbox *inbox)
 			if (inbox->part != NULL && window_is_current(inbox->generation))
 				break;
 			if (inbox->part != NULL)
-				table_close(inbox->part, RowExclusiveLock);
+				close_part(inbox->part, inbox->index, RowExclusiveLock);
 		}
 		else
 			window_void();
@@ -381,7 +390,7 @@ inbox_open(Inbox *inbox, const char *consumer, int len)
 void
 inbox_close(Inbox *inbox)
 {
-	table_close(inbox->part, inbox->wrote ? NoLock : RowExclusiveLock);
+	close_part(inbox->part, inbox->index, inbox->wrote ? NoLock : RowExclusiveLock);
 }
 
 static void
@@ -441,7 +450,6 @@ write_entry(Inbox *inbox, const EntryKey *key, const pg_uuid_t *fingerprint)
 {
 	/* PostgreSQL's B-trees don't look at it */
 	static IndexInfo info = {.type = T_IndexInfo};
-	Relation	index = index_open(inbox->index, RowExclusiveLock);
 	Datum		values[IE_NATTS];
 	bool		nulls[IE_NATTS];
 	HeapTuple	tuple;
@@ -455,9 +463,8 @@ write_entry(Inbox *inbox, const EntryKey *key, const pg_uuid_t *fingerprint)
 	tuple = heap_form_tuple(RelationGetDescr(inbox->part), values, nulls);
 	heap_insert(inbox->part, tuple, GetCurrentCommandId(true), 0, NULL);
 	/* by the lock it is unique; the index checks it once more */
-	(void) index_insert(index, values, nulls, &tuple->t_self, inbox->part,
+	(void) index_insert(inbox->index, values, nulls, &tuple->t_self, inbox->part,
 						UNIQUE_CHECK_YES, false, &info);
-	index_close(index, RowExclusiveLock);
 	inbox->wrote = true;
 
 	/* does the window want somebody to look after it? */

@@ -38,6 +38,7 @@ typedef struct Window
 	TimestampTz opened_at;
 	TimestampTz last_sealed_at; /* DT_NOBEGIN: it is not sealed */
 	TimestampTz oldest_sealed_at;
+	bool		oldest_is_empty;
 
 	/* when whoever marks is to see to the rotation */
 	TimestampTz due_at;
@@ -85,8 +86,7 @@ typedef struct Inbox
 	const Window *window;
 	const Window *shared;		/* window 0, where it must be looked into as well; or NULL */
 	Relation	part;			/* where entries are written */
-	Oid			index;
-	int64		keep_count;		/* what the noticing goes by */
+	Relation	index;
 	bool		wrote;
 } Inbox;
 

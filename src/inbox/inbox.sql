@@ -32,6 +32,7 @@ CREATE TABLE event_store.inbox_turn (
 	opened_at			timestamptz NOT NULL,
 	last_sealed_at		timestamptz,
 	oldest_sealed_at	timestamptz,
+	oldest_is_empty		boolean NOT NULL DEFAULT false,
 	CONSTRAINT inbox_turn_pkey PRIMARY KEY (window_id)
 ) WITH (fillfactor = 50);
 ALTER TABLE event_store.inbox_turn OWNER TO @extowner@;
@@ -41,6 +42,7 @@ COMMENT ON COLUMN event_store.inbox_turn.turn IS 'entries are written into part 
 COMMENT ON COLUMN event_store.inbox_turn.opened_at IS 'since when they are';
 COMMENT ON COLUMN event_store.inbox_turn.last_sealed_at IS 'when no transaction that had written into the last part was left; NULL: not yet known';
 COMMENT ON COLUMN event_store.inbox_turn.oldest_sealed_at IS 'the same for the oldest';
+COMMENT ON COLUMN event_store.inbox_turn.oldest_is_empty IS 'whether the oldest has been emptied since';
 SELECT pg_extension_config_dump('event_store.inbox_turn', 'WHERE false');
 
 -- The parts of window 0; those of other windows are made by set_dedup_window().
@@ -182,7 +184,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_set_dedup
 REVOKE ALL ON FUNCTION event_store.set_dedup_window(text, interval, bigint) FROM PUBLIC;
 ALTER FUNCTION event_store.set_dedup_window(text, interval, bigint) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.set_dedup_window(text, interval, bigint) IS
-'set_dedup_window(consumer, keep_for = NULL, keep_count = NULL) -> void: how long the inbox remembers what this consumer has processed: at least for keep_for (1 s to 10 years) after it, or while it is among the latest keep_count (1 to 1,000,000,000,000); given both, as long as either holds. Both NULL: as other consumers. consumer NULL: all that have no window of their own (7 days at first). What is beyond the window goes by whole tables, so up to half as much again is kept. A consumer with a window has tables of its own; what it has processed before its first one stays known for the window it had then. Only the owner may. Raises VE002 for an invalid argument, 25006 in a read-only transaction or on a standby.';
+'set_dedup_window(consumer, keep_for = NULL, keep_count = NULL) -> void: how long the inbox remembers what this consumer has processed: at least for keep_for (1 s to 10 years) after it, or while it is among the latest keep_count (1 to 1,000,000,000,000); given both, as long as either holds. Both NULL: as other consumers. consumer NULL: all that have no window of their own (7 days at first). What is beyond the window goes by whole tables, so up to twice as much is kept. A consumer with a window has tables of its own; what it has processed before its first one stays known for the window it had then. Only the owner may. Raises VE002 for an invalid argument, 25006 in a read-only transaction or on a standby.';
 
 CREATE FUNCTION event_store.drop_dedup_window(consumer text) RETURNS boolean
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_drop_dedup_window';

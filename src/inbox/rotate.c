@@ -10,12 +10,12 @@
  *	  have ended, which shows by a lock on it that none of them would let pass;
  * empty: TRUNCATE the oldest part, when it was sealed longer ago than the window
  *	  is long, and as many entries are in the others as it is to hold;
- * turn: the oldest part, empty now, becomes the current one, when the current one
- *	  has served for half of the window.
+ * turn: the oldest part, if it is empty, becomes the current one, when the current
+ *	  one has served for the length of the window.
  *
  * Locks: the window's (LOCK_CLASS_INBOX, its id), ShareLock on a part for an
- * instant, AccessExclusiveLock on one that is emptied, to the end of the
- * transaction.  All are only tried: what cannot be had is left for next time.
+ * instant, AccessExclusiveLock on one that is emptied and ShareLock on one that
+ * becomes the current one, to the end of the transaction.  All are only tried: what cannot be had is left for next time.
  * Nothing is waited for and nothing counted while a part is locked, and parts
  * are emptied in short transactions only: by the worker, by a call that is a
  * transaction by itself, or else by a background process that is started for it.
@@ -75,9 +75,14 @@ static Statement seal = {
 	3, {INT4OID, BOOLOID, BOOLOID}
 };
 
+static Statement note_empty = {
+	"UPDATE event_store.inbox_turn SET oldest_is_empty = true WHERE window_id = $1",
+	1, {INT4OID}
+};
+
 static Statement turn = {
 	"UPDATE event_store.inbox_turn SET turn = turn + 1, opened_at = pg_catalog.clock_timestamp(),"
-	" oldest_sealed_at = last_sealed_at, last_sealed_at = NULL"
+	" oldest_sealed_at = last_sealed_at, last_sealed_at = NULL, oldest_is_empty = false"
 	" WHERE window_id = $1",
 	1, {INT4OID}
 };
@@ -191,10 +196,10 @@ oldest_is_beyond(const Window *window, TimestampTz now)
 static bool
 current_has_served(const Window *window, TimestampTz now)
 {
-	if (window->keep_usec > 0 && window->opened_at + window->keep_usec / 2 > now)
+	if (window->keep_usec > 0 && window->opened_at + window->keep_usec > now)
 		return false;
 	return window->keep_count == 0 ||
-		has_entries(window, (window->keep_count + 1) / 2, WINDOW_CURRENT(window->turn), -1);
+		has_entries(window, window->keep_count, WINDOW_CURRENT(window->turn), -1);
 }
 
 /* Seals what can be sealed, and finds out what else is to be done. */
@@ -242,8 +247,9 @@ plan_rotation(int32 id, Rotation *rotation)
 	}
 	if (window->oldest_sealed_at == DT_NOBEGIN)
 		return true;
-	if (!part_is_empty(window->parts[WINDOW_OLDEST(window->turn)]))
-		rotation->empty = oldest_is_beyond(window, now);
+	if (!window->oldest_is_empty)
+		rotation->empty = part_is_empty(window->parts[WINDOW_OLDEST(window->turn)]) ||
+			oldest_is_beyond(window, now);
 	rotation->turn = window->last_sealed_at != DT_NOBEGIN &&
 		(!part_is_empty(window->parts[WINDOW_CURRENT(window->turn)]) ||
 		 !part_is_empty(window->parts[WINDOW_LAST(window->turn)])) &&
@@ -253,21 +259,35 @@ plan_rotation(int32 id, Rotation *rotation)
 
 /* Returns how many parts were emptied. */
 static int
-carry_out(const Rotation *rotation)
+carry_out(Rotation *rotation)
 {
-	const Window *window = &rotation->window;
-	int			oldest = WINDOW_OLDEST(window->turn);
+	Window	   *window = &rotation->window;
+	Oid			oldest = window->parts[WINDOW_OLDEST(window->turn)];
 	Datum		value = Int32GetDatum(window->id);
 	int			emptied = 0;
 
-	if (rotation->empty && ConditionalLockRelationOid(window->parts[oldest], AccessExclusiveLock))
+	if (rotation->empty && !part_is_empty(oldest) &&
+		ConditionalLockRelationOid(oldest, AccessExclusiveLock))
 	{
-		if (SPI_execute(psprintf("TRUNCATE event_store.inbox_%d_%d", window->id, oldest),
-						false, 0) < 0)
+		if (SPI_execute(psprintf("TRUNCATE event_store.inbox_%d_%d", window->id,
+								 WINDOW_OLDEST(window->turn)), false, 0) < 0)
 			elog(ERROR, "could not empty a part of a window");
 		emptied = 1;
 	}
-	if (rotation->turn && part_is_empty(window->parts[oldest]))
+	if (rotation->empty && part_is_empty(oldest))
+	{
+		(void) plans_execute(&note_empty, &value, NULL);
+		CacheInvalidateRelcacheByRelid(catalog_store()->inbox_window);
+		window->oldest_is_empty = true;
+	}
+
+	/*
+	 * Until others are told, to which the end of the transaction comes before its
+	 * locks go, nobody writes into a part that they believe to be empty.
+	 */
+	rotation->turn = rotation->turn && window->oldest_is_empty &&
+		ConditionalLockRelationOid(oldest, ShareLock);
+	if (rotation->turn)
 	{
 		(void) plans_execute(&turn, &value, NULL);
 		window_own_parts(window);

@@ -195,6 +195,7 @@ read_turn(Window *window, Snapshot snapshot)
 	const Store *store = catalog_store();
 	ScanKeyData key;
 	Probe		probe;
+	bool		isnull;
 
 	window->last_sealed_at = window->oldest_sealed_at = DT_NOBEGIN;
 	key_int32(&key, 1, BTEqualStrategyNumber, window->id);
@@ -207,6 +208,7 @@ read_turn(Window *window, Snapshot snapshot)
 		window->opened_at = read_time(&probe, IT_OPENED_AT);
 		window->last_sealed_at = read_time(&probe, IT_LAST_SEALED_AT);
 		window->oldest_sealed_at = read_time(&probe, IT_OLDEST_SEALED_AT);
+		window->oldest_is_empty = DatumGetBool(probe_value(&probe, IT_OLDEST_IS_EMPTY, &isnull));
 	}
 	probe_close(&probe, false);
 }
@@ -229,12 +231,15 @@ set_due(Window *window)
 	}
 	else if (window->last_sealed_at == DT_NOBEGIN || window->oldest_sealed_at == DT_NOBEGIN)
 		due = window->opened_at + USECS_PER_SEC;
+	else if (!window->oldest_is_empty)
+		due = Max(window->opened_at + USECS_PER_SEC,
+				  window->keep_usec > 0 ? window->oldest_sealed_at + window->keep_usec : 0);
 	else
 	{
 		if (window->keep_usec > 0)
-			due = window->opened_at + window->keep_usec / 2;
+			due = window->opened_at + window->keep_usec;
 		if (window->keep_count > 0)
-			window->due_entries = (window->keep_count + 1) / 2;
+			window->due_entries = window->keep_count;
 	}
 	window->due_at = due;
 	window->next_notice = now + pg_prng_uint64_range(&pg_global_prng_state, 0, NOTICE_SPREAD);
