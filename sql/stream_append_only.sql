@@ -9,7 +9,7 @@ INSERT INTO event_store.events (stream, type, data) SELECT 'order-' || i % 7, 'X
 CREATE TABLE refused AS
 SELECT format(statement, oid::regclass) AS statement, NULL::text AS outcome
   FROM (SELECT oid FROM pg_class WHERE relnamespace = 'event_store'::regnamespace
-		   AND relkind IN ('r', 'p', 'v') AND relname <> 'store' AND relname !~ '^(worker|notification|subscription|projection|snapshot)') tables,
+		   AND relkind IN ('r', 'p', 'v') AND relname <> 'store' AND relname !~ '^(worker|notification|subscription|projection|snapshot|outbox|inbox|translation)') tables,
 	   unnest(ARRAY['UPDATE %s SET %%1$I = %%1$I', 'DELETE FROM %s', 'DELETE FROM %s WHERE false', 'TRUNCATE %s',
 					'TRUNCATE ONLY %s']) statement;
 -- each table has another first column
