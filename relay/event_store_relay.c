@@ -798,7 +798,9 @@ usage(FILE *to)
 			"  -w, --wait=SECONDS       a poll waits so long (default: %d)\n"
 			"  -m, --metrics=FILE       write metrics to this file, for Prometheus (default: to stderr)\n"
 			"  -i, --metrics-interval=SECONDS  how often; 0: never (default: %d)\n"
-			"      --cacert=FILE        TLS: certificates that the broker's is checked by\n"
+			"      --cacert=FILE        TLS: authorities that the broker's certificate is checked by\n"
+			"                           (default: the system's)\n"
+			"      --insecure           TLS: do not check it\n"
 			"      --cert=FILE, --key=FILE  TLS: this relay's certificate, and its key\n"
 			"      --no-declare         RabbitMQ: do not declare the exchange\n"
 			"      --no-mandatory       RabbitMQ: messages that no queue takes are sent all the same\n"
@@ -832,7 +834,7 @@ read_options(int argc, char **argv)
 {
 	enum
 	{
-		CACERT = 256, CERT, KEY, NO_DECLARE, NO_MANDATORY, PIPELINE_KEYS, ONCE
+		CACERT = 256, CERT, KEY, INSECURE, NO_DECLARE, NO_MANDATORY, PIPELINE_KEYS, ONCE
 	};
 	static const struct option known[] = {
 		{"dbname", required_argument, NULL, 'd'},
@@ -848,6 +850,7 @@ read_options(int argc, char **argv)
 		{"cacert", required_argument, NULL, CACERT},
 		{"cert", required_argument, NULL, CERT},
 		{"key", required_argument, NULL, KEY},
+		{"insecure", no_argument, NULL, INSECURE},
 		{"no-declare", no_argument, NULL, NO_DECLARE},
 		{"no-mandatory", no_argument, NULL, NO_MANDATORY},
 		{"pipeline-keys", no_argument, NULL, PIPELINE_KEYS},
@@ -909,6 +912,9 @@ read_options(int argc, char **argv)
 				break;
 			case KEY:
 				options.key_file = optarg;
+				break;
+			case INSECURE:
+				options.insecure = true;
 				break;
 			case NO_DECLARE:
 				options.declare = false;

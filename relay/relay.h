@@ -78,6 +78,7 @@ typedef struct Options
 	int			batch;
 	int			lease;
 	int			wait;
+	bool		insecure;
 	bool		declare;
 	bool		mandatory;
 	bool		pipeline_keys;
