@@ -205,8 +205,7 @@ event_store_outbox_ack(PG_FUNCTION_ARGS)
 	if (any_failed)
 		done += settle_failed(&reader, positions, count, &relay);
 	slot_end(&reader);
-	if (done > 0)
-		rotate_at_end();
+	rotate_at_end(done);
 	policy_succeeded(done);
 	PG_RETURN_INT64(done);
 }

@@ -363,6 +363,7 @@ extern void manage_check_policy(FunctionCallInfo fcinfo, int first);
 extern int64 manage_checked_position(int64 position);
 
 /* poll.c */
+extern bool poll_is_alone(ReturnSetInfo *result);
 extern bool poll_wait(TimestampTz until, TimestampTz next, ReturnSetInfo *result);
 
 #endif
