@@ -162,7 +162,7 @@ BEGIN
 	RETURN _sum;
 END $$;
 CREATE FUNCTION tables() RETURNS text LANGUAGE sql
-RETURN (SELECT string_agg(CASE WHEN pg_relation_size('event_store.outbox_' || n) > 2000000 THEN 'large' WHEN pg_relation_size('event_store.outbox_' || n) > 0 THEN 'small' ELSE 'empty' END, ' ' ORDER BY n) FROM generate_series(0, 2) AS n);
+RETURN (SELECT string_agg(CASE WHEN pg_relation_size('event_store.outbox_' || n) > 2000000 THEN 'large' WHEN pg_relation_size('event_store.outbox_' || n) > 0 THEN 'small' ELSE 'empty' END, ' ' ORDER BY n) FROM generate_series(0, 3) AS n);
 SELECT drain() >= 0, tables();
 SELECT count(event_store.publish('t', 'k' || i, jsonb_build_object('x', repeat('x', 400)))) FROM generate_series(1, 6000) AS i;
 SELECT tables();

@@ -20,7 +20,6 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "common/pg_prng.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -194,6 +193,24 @@ put_message(Request *request, TupleTableSlot *row)
 	tuplestore_putvalues(request->result->setResult, request->result->setDesc, values, nulls);
 }
 
+/* a slot in which there was nothing, as this backend remembers it */
+typedef struct Empty
+{
+	int64		version;		/* of the slot */
+	int64		mark;			/* up to which there was nothing */
+} Empty;
+
+static Empty empty[OUTBOX_SLOTS + 1];
+static uint64 empty_generation = 0;
+
+/* The position up to which nothing is open in a slot. */
+static int64
+passed(const SlotState *state)
+{
+	return empty[state->slot].version == state->version ?
+		Max(state->checkpoint, empty[state->slot].mark) : state->checkpoint;
+}
+
 /* Delivers what follows in a slot, which is locked and free; false: there is nothing. */
 static bool
 deliver_slot(Request *request, Subscription *outbox, QueueScan *scan, SlotState *state, int64 mark)
@@ -204,7 +221,7 @@ deliver_slot(Request *request, Subscription *outbox, QueueScan *scan, SlotState 
 	int64		last = state->checkpoint;
 	int			count = 0;
 
-	queue_seek(scan, state->slot, state->checkpoint, mark);
+	queue_seek(scan, state->slot, passed(state), mark);
 	while (request->count + count < request->max_count && aside.count < MAX_ASIDE &&
 		   (row = queue_next(scan)) != NULL)
 	{
@@ -300,24 +317,44 @@ deliver_rest(Request *request, Subscription *outbox, SlotReader *reader, QueueSc
 }
 
 /*
- * Takes free slots, one after the other, and delivers what is in them.  Which comes
- * first is left to chance, so relays beside each other seldom want the same.
+ * Takes free slots, and delivers what is in them: first that which is furthest behind,
+ * so what is oldest never waits for long, and the tables are drained evenly.  Where
+ * nothing is, nothing will ever be, up to the mark, while the slot's version stays.
  */
 static void
 deliver_slots(Request *request, Subscription *outbox, SlotReader *reader, QueueScan *scan,
 			  int64 mark, const bool *covered)
 {
-	int			start = (int) (pg_prng_uint32(&pg_global_prng_state) % OUTBOX_SLOTS);
+	SlotState	states[OUTBOX_SLOTS];
+	int			nstates = 0;
 
-	for (int i = 0; i < OUTBOX_SLOTS && request->count < request->max_count; i++)
+	if (empty_generation != catalog_store()->generation)
 	{
-		int			slot = 1 + (start + i) % OUTBOX_SLOTS;
+		memset(empty, 0, sizeof(empty));
+		empty_generation = catalog_store()->generation;
+	}
+	for (int slot = 1; slot <= OUTBOX_SLOTS; slot++)
+	{
 		SlotState	state;
+		int			i = nstates;
+
+		slot_read(reader, slot, &state);
+		if (state.consumer != NULL || passed(&state) >= mark)
+			continue;
+		for (; i > 0 && passed(&states[i - 1]) > passed(&state); i--)
+			states[i] = states[i - 1];
+		states[i] = state;
+		nstates++;
+	}
+	for (int i = 0; i < nstates && request->count < request->max_count; i++)
+	{
+		int			slot = states[i].slot;
+		SlotState  *state = &states[i];
 
 		if (!slot_lock(slot, false))
 			continue;
-		slot_read(reader, slot, &state);
-		if (state.consumer == NULL)
+		slot_read(reader, slot, state);
+		if (state->consumer == NULL)
 		{
 			/* what has failed in it has before we had the lock */
 			if (!covered[slot] && policy_has_failures())
@@ -325,8 +362,10 @@ deliver_slots(Request *request, Subscription *outbox, SlotReader *reader, QueueS
 				outbox->has_failures = true;
 				failure_begin(outbox);
 			}
-			if (deliver_slot(request, outbox, scan, &state, mark))
+			if (deliver_slot(request, outbox, scan, state, mark))
 				continue;
+			empty[slot].version = state->version;
+			empty[slot].mark = mark;
 		}
 		slot_unlock(slot);
 	}

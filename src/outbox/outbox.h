@@ -129,6 +129,7 @@ extern void keep_put(const Retry *retries, int count, ReturnSetInfo *result);
  */
 extern TimestampTz rotate_next_due(void);
 extern int64 rotate_move_due(void);
+extern void rotate_written(int count);
 extern void rotate_at_end(int64 acknowledged);
 extern void rotate_commit_soon(void);
 

@@ -41,7 +41,7 @@ PG_FUNCTION_INFO_V1(event_store_tend_outbox);
 #define MESSAGE_PAGES	256
 #define SLOT_PAGES		64
 
-/* so many messages are acknowledged before this session looks at the tables */
+/* so many messages are acknowledged, or published, before a session looks at the tables */
 #define WORTH_A_LOOK	500
 
 /* delayed messages that are put into the queue at once */
@@ -243,6 +243,42 @@ is_drained(int n)
 }
 
 /*
+ * The table that is written is left when it has grown to a good part of all of them, if
+ * the next one is empty: so none is ever much larger than the backlog was, and those of
+ * a large backlog are emptied one after the other.
+ */
+static void
+leave_if_grown(void)
+{
+	const Store *store = catalog_store();
+	int64		value = queue_sequence(store->outbox_current);
+	int			current = value % OUTBOX_TABLES;
+	int64		pages = pages_of(store->outbox[current]);
+	int64		all = pages;
+
+	if (pages <= MESSAGE_PAGES || pages_of(store->outbox[(current + 1) % OUTBOX_TABLES]) != 0)
+		return;
+	for (int i = 2; i < OUTBOX_TABLES; i++)
+		all += Max(pages_of(store->outbox[(current + i) % OUTBOX_TABLES]), 0);
+	if (pages >= all / 2)
+		advance(store->outbox_current, value);
+}
+
+/* So many messages were written. */
+void
+rotate_written(int count)
+{
+	static int	written = 0;
+
+	written += count;
+	if (written >= WORTH_A_LOOK)
+	{
+		written = 0;
+		leave_if_grown();
+	}
+}
+
+/*
  * Whoever inserts into a table has it locked to the end of his transaction, so what is
  * in it, when nobody goes beside us, is settled.
  */
@@ -250,8 +286,7 @@ static void
 rotate_messages(void)
 {
 	const Store *store = catalog_store();
-	int64		value = queue_sequence(store->outbox_current);
-	int			current = value % OUTBOX_TABLES;
+	int			current = queue_sequence(store->outbox_current) % OUTBOX_TABLES;
 
 	for (int i = 1; i < OUTBOX_TABLES; i++)
 	{
@@ -265,9 +300,7 @@ rotate_messages(void)
 		else
 			empty_table("outbox", n);
 	}
-	if (pages_of(store->outbox[current]) > MESSAGE_PAGES &&
-		pages_of(store->outbox[(current + 1) % OUTBOX_TABLES]) == 0)
-		advance(store->outbox_current, value);
+	leave_if_grown();
 }
 
 /*
