@@ -100,7 +100,8 @@ REGRESS = common_install common_caches stream_append stream_batch stream_append_
 	subscription_failure subscription_lease subscription_edges \
 	projection_fold projection_kinds projection_failure projection_inline projection_rebuild \
 	snapshot_load snapshot_state snapshot_take \
-	cloudevent_append cloudevent_make translation_rules translation_define
+	cloudevent_append cloudevent_make translation_rules translation_define \
+	outbox_queue outbox_failure outbox_route
 REGRESS_OPTS = --inputdir=. --load-extension=plpgsql
 ISOLATION = $(patsubst specs/%.spec,%,$(sort $(wildcard specs/*.spec)))
 ISOLATION_OPTS = --inputdir=. --load-extension=event_store
