@@ -117,7 +117,8 @@ REGRESS = common_install common_caches stream_append stream_batch stream_append_
 	snapshot_load snapshot_state snapshot_take \
 	capture_row capture_set capture_rights \
 	inbox_mark inbox_once inbox_window \
-	cloudevent_append cloudevent_make translation_rules translation_define
+	cloudevent_append cloudevent_make translation_rules translation_define \
+	outbox_queue outbox_failure outbox_route
 REGRESS_OPTS = --inputdir=. --load-extension=plpgsql
 ISOLATION = $(patsubst specs/%.spec,%,$(sort $(wildcard specs/*.spec)))
 ISOLATION_OPTS = --inputdir=. --load-extension=event_store

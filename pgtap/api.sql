@@ -179,6 +179,26 @@ INSERT INTO api VALUES
 	 'void', 'volatile', 'unsafe', 'c', true),
 	('drop_dedup_window', 'consumer text', 'boolean', 'volatile', 'unsafe', 'c', true),
 	('rotate_inbox', '', 'integer', 'volatile', 'unsafe', 'c', true),
+	('publish',
+	 'topic text, key text, payload jsonb, headers jsonb DEFAULT ''{}''::jsonb, message_id uuid DEFAULT NULL::uuid, deliver_after interval DEFAULT NULL::interval, type text DEFAULT NULL::text',
+	 'bigint', 'volatile', 'unsafe', 'c', true),
+	('outbox_poll',
+	 'relay text, max_count integer DEFAULT 100, lease interval DEFAULT ''00:00:30''::interval, wait interval DEFAULT NULL::interval',
+	 'SETOF event_store.outbox_message', 'volatile', 'unsafe', 'c', true),
+	('outbox_ack', 'relay text, ids bigint[]', 'bigint', 'volatile', 'unsafe', 'c', true),
+	('outbox_nack', 'relay text, id bigint, error text, retry_after interval DEFAULT NULL::interval', 'text', 'volatile', 'unsafe', 'c', true),
+	('outbox_heartbeat', 'relay text, lease interval DEFAULT ''00:00:30''::interval', 'boolean', 'volatile', 'unsafe', 'c', true),
+	('outbox_release', 'relay text', 'boolean', 'volatile', 'unsafe', 'c', true),
+	('tend_outbox', '', 'bigint', 'volatile', 'unsafe', 'c', true),
+	('alter_outbox',
+	 'paused boolean DEFAULT NULL::boolean, max_attempts integer DEFAULT NULL::integer, first_delay interval DEFAULT NULL::interval, delay_factor double precision DEFAULT NULL::double precision, max_delay interval DEFAULT NULL::interval, jitter double precision DEFAULT NULL::double precision, breaker_failures integer DEFAULT NULL::integer, breaker_window interval DEFAULT NULL::interval, breaker_timeout interval DEFAULT NULL::interval, breaker_probes integer DEFAULT NULL::integer',
+	 'void', 'volatile', 'unsafe', 'c', true),
+	('outbox_replay_dead_letters', 'id bigint DEFAULT NULL::bigint, key text DEFAULT NULL::text', 'bigint', 'volatile', 'unsafe', 'c', true),
+	('outbox_discard_dead_letters', 'reason text, id bigint DEFAULT NULL::bigint, key text DEFAULT NULL::text', 'bigint', 'volatile', 'unsafe', 'c', true),
+	('route_to_outbox',
+	 'name text, categories text[] DEFAULT NULL::text[], types text[] DEFAULT NULL::text[], topic text DEFAULT ''{category}''::text, key text DEFAULT ''{stream}''::text, payload jsonb DEFAULT NULL::jsonb',
+	 'void', 'volatile', 'unsafe', 'c', true),
+	('drop_route', 'name text', 'void', 'volatile', 'unsafe', 'c', true),
 	('create_translation', 'name text, rules jsonb', 'void', 'volatile', 'unsafe', 'c', true),
 	('alter_translation', 'name text, rules jsonb', 'void', 'volatile', 'unsafe', 'c', true),
 	('drop_translation', 'name text', 'void', 'volatile', 'unsafe', 'c', true),
@@ -319,6 +339,30 @@ SELECT is(pg_temp.columns_of('event_store.projection_states'),
 	'projection text, key text, state jsonb, version integer, position bigint',
 	'projection_states');
 
+SELECT is(pg_temp.columns_of('event_store.outbox_message'),
+	'id bigint, message_id uuid, topic text, key text, type text, payload jsonb, headers jsonb, published_at timestamp with time zone, attempt integer',
+	'outbox_message');
+SELECT is(pg_temp.columns_of('event_store.outbox_status'),
+	'waiting bigint, leased bigint, delayed bigint, retries bigint, parked bigint, dead_letters bigint, age interval, acknowledged bigint, acknowledged_at timestamp with time zone, rate double precision, failures bigint, relays text[], paused boolean, breaker text, breaker_until timestamp with time zone, bytes bigint',
+	'outbox_status');
+SELECT is(pg_temp.columns_of('event_store.outbox_messages'),
+	'id bigint, message_id uuid, topic text, key text, type text, state text, relay text, attempts integer, due timestamp with time zone, error text, published_at timestamp with time zone, payload jsonb, headers jsonb',
+	'outbox_messages');
+SELECT is(pg_temp.columns_of('event_store.outbox_dead_letters'),
+	'id bigint, message_id uuid, topic text, key text, type text, attempts integer, error text, relay text, first_failed_at timestamp with time zone, failed_at timestamp with time zone, parked bigint, payload jsonb, headers jsonb',
+	'outbox_dead_letters');
+SELECT is(pg_temp.columns_of('event_store.outbox_routes'),
+	'name text, categories text[], types text[], topic text, key text, payload jsonb, created_at timestamp with time zone',
+	'outbox_routes');
+SELECT is(pg_temp.columns_of('event_store.outbox_history'),
+	'at timestamp with time zone, change text, detail text, changed_by text',
+	'outbox_history');
+-- what an outbox event router finds there by default
+SELECT is_empty($$
+	SELECT c.relname, w.name FROM pg_class AS c, (VALUES ('id', 'uuid'), ('aggregatetype', 'text'), ('aggregateid', 'text'), ('type', 'text'), ('payload', 'jsonb')) AS w (name, type)
+	WHERE c.relnamespace = 'event_store'::regnamespace AND c.relname ~ '^outbox_[0-9]$'
+	AND NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = w.name AND a.atttypid = w.type::regtype)$$,
+	'tables of messages have the columns of an outbox');
 SELECT is(pg_temp.columns_of('event_store.translations'),
 	'name text, rule integer, types jsonb, categories jsonb, condition text, type text, definition jsonb, created_at timestamp with time zone, altered_at timestamp with time zone',
 	'translations');
@@ -333,6 +377,9 @@ SELECT set_eq($$
 		'subscription_consumer', 'subscription_no_replay', 'subscription_heartbeat', 'subscription_fault', 'subscription_breaker', 'subscription_change',
 		'subscriptions', 'subscription_history',
 		'snapshot', 'snapshot_policy', 'snapshot_progress', 'snapshot_pending', 'snapshots', 'snapshot_policies',
+		'outbox_0', 'outbox_1', 'outbox_2', 'outbox_3', 'outbox_slot_0', 'outbox_slot_1', 'outbox_delayed', 'outbox_kept',
+		'outbox_policy', 'outbox_route',
+		'outbox_messages', 'outbox_dead_letters', 'outbox_status', 'outbox_slots', 'outbox_routes', 'outbox_history',
 		'projection', 'projection_checkpoint', 'projection_error', 'projection_failure', 'projection_state',
 		'inbox_window', 'inbox_turn', 'inbox_0_0', 'inbox_0_1', 'inbox_0_2', 'inbox_windows',
 		'projections', 'projection_failures', 'projection_states', 'projection_rebuilds'],
@@ -480,6 +527,10 @@ INSERT INTO call VALUES
 	('projection_state', $$SELECT event_store.projection_state('contract', 'contract-1')$$),
 	('projection_lag', $$SELECT * FROM event_store.projection_lag('contract')$$),
 	('wait_for_projection', $$SELECT event_store.wait_for_projection('contract', 1, '0')$$),
+	('publish', $$SELECT event_store.publish('t', 'k', '1')$$),
+	('outbox_poll', $$SELECT * FROM event_store.outbox_poll('r')$$),
+	('outbox_status', $$SELECT * FROM event_store.outbox_status$$),
+	('route_to_outbox', $$SELECT event_store.route_to_outbox('r')$$),
 	('create_translation', $$SELECT event_store.create_translation('contract', '{}')$$),
 	('alter_translation', $$SELECT event_store.alter_translation('contract', '{}')$$),
 	('drop_translation', $$SELECT event_store.drop_translation('contract')$$),
@@ -508,6 +559,7 @@ FROM call ORDER BY name;
 SELECT is(pg_temp.outcome('event_store_contract_reader', sql),
 	CASE WHEN name ~ '^(append|INSERT|publish|set_|prepare|tables|counter|subscription|create_|poll|nack|dead_|snapshot|projections|projection_(failures|states|state)$|refresh_|save_|load_|state_|take_|drop_|mark_|forget_|once|begin_|finish_|rotate_|inbox_)' THEN '42501' ELSE '00000' END,
 	CASE WHEN name ~ '^(append|INSERT|publish|set_|prepare|tables|counter|subscription|create_|poll|nack|dead_|snapshot|projections|projection_(failures|states|state)$|refresh_|save_|load_|state_|take_|drop_|alter_|translat)' THEN '42501' ELSE '00000' END,
+	CASE WHEN name ~ '^(append|INSERT|publish|outbox|route_|set_|prepare|tables|counter|subscription|create_|poll|nack|dead_|snapshot|projections|projection_(failures|states|state)$|refresh_|save_|load_|state_|take_|drop_|alter_|translat)' THEN '42501' ELSE '00000' END,
 	'a reader calls ' || name)
 FROM call ORDER BY name;
 SELECT is(pg_temp.outcome('event_store_contract_nobody', sql), '42501',
@@ -538,6 +590,9 @@ SELECT is_empty($$
 		'subscription_consumer', 'subscription_no_replay', 'subscription_heartbeat', 'subscription_fault', 'subscription_breaker', 'subscription_change',
 		'subscriptions', 'subscription_history',
 		'snapshot', 'snapshot_policy', 'snapshot_progress', 'snapshot_pending', 'snapshots', 'snapshot_policies',
+		'outbox_0', 'outbox_1', 'outbox_2', 'outbox_3', 'outbox_slot_0', 'outbox_slot_1', 'outbox_delayed', 'outbox_kept',
+		'outbox_policy', 'outbox_route',
+		'outbox_messages', 'outbox_dead_letters', 'outbox_status', 'outbox_slots', 'outbox_routes', 'outbox_history',
 		'projection', 'projection_checkpoint', 'projection_error', 'projection_failure', 'projection_state',
 		'inbox_window', 'inbox_turn', 'inbox_0_0', 'inbox_0_1', 'inbox_0_2', 'inbox_windows',
 		'projections', 'projection_failures', 'projection_states', 'projection_rebuilds')

@@ -399,12 +399,8 @@ release(void)
 static bool
 connect_database(void)
 {
-	const char *names[] = {"dbname", "fallback_application_name", "client_encoding", "options", NULL};
-	const char *values[] = {
-		options.dbname, "event_store_relay", "UTF8",
-		"-c timezone=UTC -c datestyle=ISO -c default_transaction_isolation=read\\ committed"
-		" -c idle_in_transaction_session_timeout=0 -c statement_timeout=0", NULL
-	};
+	const char *names[] = {"dbname", "fallback_application_name", "client_encoding", NULL};
+	const char *values[] = {options.dbname, "event_store_relay", "UTF8", NULL};
 
 	db = PQconnectdbParams(names, values, 1);
 	if (PQstatus(db) != CONNECTION_OK)
@@ -415,7 +411,11 @@ connect_database(void)
 		return false;
 	}
 	PQsetnonblocking(db, 1);
-	if (!release())
+	if (!run_only("setting up the connection",
+				  "SELECT set_config('datestyle', 'ISO', false), set_config('statement_timeout', '0', false),"
+				  " set_config('default_transaction_isolation', 'read committed', false),"
+				  " set_config('default_transaction_read_only', 'off', false)", 0, NULL) ||
+		!release())
 		return false;
 	counts.database_connects++;
 	if (options.verbose)
@@ -423,19 +423,25 @@ connect_database(void)
 	return true;
 }
 
-/* Milliseconds since 1970 of a timestamp in UTC, as the server writes it. */
+/* Milliseconds since 1970 of a timestamp as the server writes it: in ISO style. */
 static int64_t
 read_time(const char *text)
 {
 	struct tm	tm = {0};
 	double		second = 0;
+	int			hours = 0;
+	int			minutes = 0;
+	int			end = 0;
 
-	if (sscanf(text, "%d-%d-%d %d:%d:%lf", &tm.tm_year, &tm.tm_mon, &tm.tm_mday,
-			   &tm.tm_hour, &tm.tm_min, &second) != 6)
+	if (sscanf(text, "%d-%d-%d %d:%d:%lf%n", &tm.tm_year, &tm.tm_mon, &tm.tm_mday,
+			   &tm.tm_hour, &tm.tm_min, &second, &end) != 6)
 		return 0;
+	(void) sscanf(text + end, "%*1[+-]%d:%d", &hours, &minutes);
+	minutes += hours * 60;
 	tm.tm_year -= 1900;
 	tm.tm_mon--;
-	return (int64_t) timegm(&tm) * 1000 + (int64_t) (second * 1000);
+	return ((int64_t) timegm(&tm) + (text[end] == '-' ? minutes : -minutes) * 60) * 1000 +
+		(int64_t) (second * 1000);
 }
 
 /* Some messages; NULL: none, or no connection.  They point into the result. */
@@ -798,7 +804,9 @@ usage(FILE *to)
 			"  -w, --wait=SECONDS       a poll waits so long (default: %d)\n"
 			"  -m, --metrics=FILE       write metrics to this file, for Prometheus (default: to stderr)\n"
 			"  -i, --metrics-interval=SECONDS  how often; 0: never (default: %d)\n"
-			"      --cacert=FILE        TLS: certificates that the broker's is checked by\n"
+			"      --cacert=FILE        TLS: authorities that the broker's certificate is checked by\n"
+			"                           (default: the system's)\n"
+			"      --insecure           TLS: do not check it\n"
 			"      --cert=FILE, --key=FILE  TLS: this relay's certificate, and its key\n"
 			"      --no-declare         RabbitMQ: do not declare the exchange\n"
 			"      --no-mandatory       RabbitMQ: messages that no queue takes are sent all the same\n"
@@ -832,7 +840,7 @@ read_options(int argc, char **argv)
 {
 	enum
 	{
-		CACERT = 256, CERT, KEY, NO_DECLARE, NO_MANDATORY, PIPELINE_KEYS, ONCE
+		CACERT = 256, CERT, KEY, INSECURE, NO_DECLARE, NO_MANDATORY, PIPELINE_KEYS, ONCE
 	};
 	static const struct option known[] = {
 		{"dbname", required_argument, NULL, 'd'},
@@ -848,6 +856,7 @@ read_options(int argc, char **argv)
 		{"cacert", required_argument, NULL, CACERT},
 		{"cert", required_argument, NULL, CERT},
 		{"key", required_argument, NULL, KEY},
+		{"insecure", no_argument, NULL, INSECURE},
 		{"no-declare", no_argument, NULL, NO_DECLARE},
 		{"no-mandatory", no_argument, NULL, NO_MANDATORY},
 		{"pipeline-keys", no_argument, NULL, PIPELINE_KEYS},
@@ -909,6 +918,9 @@ read_options(int argc, char **argv)
 				break;
 			case KEY:
 				options.key_file = optarg;
+				break;
+			case INSECURE:
+				options.insecure = true;
 				break;
 			case NO_DECLARE:
 				options.declare = false;

@@ -101,6 +101,8 @@ kafka_connect(void)
 	if (options.ca_file != NULL)
 		good = good && set(conf, "security.protocol", "ssl") &&
 			set(conf, "ssl.ca.location", options.ca_file);
+	if (options.insecure)
+		good = good && set(conf, "enable.ssl.certificate.verification", "false");
 	if (options.cert_file != NULL)
 		good = good && set(conf, "ssl.certificate.location", options.cert_file) &&
 			set(conf, "ssl.key.location", options.key_file);

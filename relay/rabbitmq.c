@@ -29,6 +29,8 @@
 #define CHANNEL			1
 #define HEARTBEAT		10
 #define MAX_FRAME		131072
+/* the authorities that Debian trusts */
+#define SYSTEM_CERTIFICATES	"/etc/ssl/certs/ca-certificates.crt"
 #define MAX_SHORT		255		/* bytes of a short string of the protocol */
 
 static amqp_connection_state_t connection = NULL;
@@ -98,6 +100,7 @@ rabbitmq_disconnect(void)
 static amqp_socket_t *
 open_socket(bool tls)
 {
+	const char *ca_file = options.ca_file != NULL ? options.ca_file : SYSTEM_CERTIFICATES;
 	amqp_socket_t *socket;
 
 	if (!tls)
@@ -105,12 +108,11 @@ open_socket(bool tls)
 	socket = amqp_ssl_socket_new(connection);
 	if (socket == NULL)
 		return NULL;
-	amqp_ssl_socket_set_verify_peer(socket, options.ca_file != NULL);
-	amqp_ssl_socket_set_verify_hostname(socket, options.ca_file != NULL);
-	if (options.ca_file != NULL &&
-		amqp_ssl_socket_set_cacert(socket, options.ca_file) != AMQP_STATUS_OK)
+	amqp_ssl_socket_set_verify_peer(socket, !options.insecure);
+	amqp_ssl_socket_set_verify_hostname(socket, !options.insecure);
+	if (!options.insecure && amqp_ssl_socket_set_cacert(socket, ca_file) != AMQP_STATUS_OK)
 	{
-		relay_log("could not read the certificates in \"%s\"", options.ca_file);
+		relay_log("could not read the certificates in \"%s\"", ca_file);
 		return NULL;
 	}
 	if (options.cert_file != NULL &&

@@ -78,6 +78,7 @@ typedef struct Options
 	int			batch;
 	int			lease;
 	int			wait;
+	bool		insecure;
 	bool		declare;
 	bool		mandatory;
 	bool		pipeline_keys;
@@ -91,7 +92,7 @@ extern Options options;
 
 /* event_store_relay.c */
 extern void relay_log(const char *format,...) __attribute__((format(printf, 1, 2)));
-extern void *relay_alloc(size_t size);
+extern void *relay_alloc(size_t size) __attribute__((noinline));
 extern void message_confirmed(Message *message);
 extern void message_failed(Message *message, const char *format,...) __attribute__((format(printf, 2, 3)));
 extern char *message_route(const Message *message);

@@ -237,7 +237,8 @@ copy_tree() {
 	mkdir -p "$1"
 	tar -C "$TOP" -cf - --exclude=./.git --exclude='*.o' --exclude='*.so' \
 		--exclude='*.bc' --exclude='./event_store--*.sql' --exclude=./results \
-		--exclude=./output_iso --exclude=./tmp_check . | tar -C "$1" -xf - --no-same-owner
+		--exclude=./output_iso --exclude=./tmp_check \
+		--exclude=./relay/event_store_relay . | tar -C "$1" -xf - --no-same-owner
 	if [ -d "$TOP/../shared/data" ] && [ ! -e "$1/../shared" ]; then
 		mkdir -p "$1/../shared"
 		cp -r "$TOP/../shared/data" "$1/../shared/"

@@ -103,7 +103,7 @@ enum
 };
 
 /* tables of messages of the outbox, and of the states of its slots: see outbox/ */
-#define OUTBOX_TABLES		3
+#define OUTBOX_TABLES		4
 #define OUTBOX_SLOT_TABLES	2
 
 /* columns of event_store.outbox_0 …, and of outbox_kept */

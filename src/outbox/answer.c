@@ -174,7 +174,7 @@ event_store_outbox_ack(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("ids must not be NULL")));
-	positions = ack_positions_argument(PG_GETARG_DATUM(1), &count);
+	positions = ack_positions_argument("ids", PG_GETARG_DATUM(1), &count);
 	wake_at_end();
 	slot_begin(&reader);
 	for (int slot = 1; slot <= OUTBOX_SLOTS; slot++)
@@ -205,8 +205,7 @@ event_store_outbox_ack(PG_FUNCTION_ARGS)
 	if (any_failed)
 		done += settle_failed(&reader, positions, count, &relay);
 	slot_end(&reader);
-	if (done > 0)
-		rotate_at_end();
+	rotate_at_end(done);
 	policy_succeeded(done);
 	PG_RETURN_INT64(done);
 }

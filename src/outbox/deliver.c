@@ -12,14 +12,14 @@
  *	  message of its key that has failed is set aside;
  * 4. write down up to where it is the relay's.
  *
- * Before that it takes what has failed and is due again, of all slots that it can
- * lock.  A slot is the whole unit of exclusion: as long as anything of it is out, and
- * not decided, nothing else of it is delivered, to nobody.
+ * Now and then, and where it has found nothing, it takes back what silent relays had, of
+ * all slots that it can lock, and before anything else what has failed and is due again.
+ * A slot is the whole unit of exclusion: as long as anything of it is out, and not
+ * decided, nothing else of it is delivered, to nobody.
  */
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "common/pg_prng.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -193,6 +193,24 @@ put_message(Request *request, TupleTableSlot *row)
 	tuplestore_putvalues(request->result->setResult, request->result->setDesc, values, nulls);
 }
 
+/* a slot in which there was nothing, as this backend remembers it */
+typedef struct Empty
+{
+	int64		version;		/* of the slot */
+	int64		mark;			/* up to which there was nothing */
+} Empty;
+
+static Empty empty[OUTBOX_SLOTS + 1];
+static uint64 empty_generation = 0;
+
+/* The position up to which nothing is open in a slot. */
+static int64
+passed(const SlotState *state)
+{
+	return empty[state->slot].version == state->version ?
+		Max(state->checkpoint, empty[state->slot].mark) : state->checkpoint;
+}
+
 /* Delivers what follows in a slot, which is locked and free; false: there is nothing. */
 static bool
 deliver_slot(Request *request, Subscription *outbox, QueueScan *scan, SlotState *state, int64 mark)
@@ -203,7 +221,7 @@ deliver_slot(Request *request, Subscription *outbox, QueueScan *scan, SlotState 
 	int64		last = state->checkpoint;
 	int			count = 0;
 
-	queue_seek(scan, state->slot, state->checkpoint, mark);
+	queue_seek(scan, state->slot, passed(state), mark);
 	while (request->count + count < request->max_count && aside.count < MAX_ASIDE &&
 		   (row = queue_next(scan)) != NULL)
 	{
@@ -247,109 +265,154 @@ deliver_slot(Request *request, Subscription *outbox, QueueScan *scan, SlotState 
 	return true;
 }
 
+/* microseconds between looks for relays that have fallen silent, where there is enough else */
+#define SILENCE_INTERVAL	(50 * INT64CONST(1000))
+
 /*
- * Takes the slots that it can have, and that are worth it, and delivers what is in
- * them.  Which comes first is left to chance, so relays beside each other seldom
- * want the same.
+ * Takes back what is out under leases that are over, and delivers what has failed and
+ * is due, of all slots that can be had, which are covered then: it is known what of them
+ * waits behind failed ones.  Returns whether nothing may come along.
  */
+static bool
+deliver_rest(Request *request, Subscription *outbox, SlotReader *reader, QueueScan *scan,
+			 bool *covered)
+{
+	SlotState  *states = palloc(sizeof(SlotState) * OUTBOX_SLOTS);
+	int			slots[OUTBOX_SLOTS];
+	int			nslots = 0;
+	Lost		lost[OUTBOX_SLOTS];
+	int			nlost = 0;
+	List	   *silences = NIL;
+
+	for (int slot = 1; slot <= OUTBOX_SLOTS; slot++)
+	{
+		SlotState  *state = &states[slot - 1];
+
+		slot_read(reader, slot, state);
+		if (!outbox->has_failures && (state->consumer == NULL || slot_is_held(state)))
+			continue;
+		if (!slot_lock(slot, false))
+			continue;
+		slots[nslots++] = slot;
+		slot_read(reader, slot, state);
+		if (state->consumer != NULL && !slot_is_held(state))
+		{
+			lost[nlost].state = state;
+			memset(&lost[nlost].messages, 0, sizeof(EventList));
+			deliver_list(scan, state, &lost[nlost].messages);
+			nlost++;
+		}
+	}
+	if (nlost == 0 && !outbox->has_failures)
+		return false;
+	take_back(outbox, lost, nlost, &silences);
+	failure_reclaim(outbox, slots, nslots, NULL, false, &silences);
+	breaker_silences(outbox, silences);
+	for (int i = 0; i < nslots; i++)
+		covered[slots[i]] = true;
+	failure_begin(outbox);
+	if (!outbox->has_failures || request->count > 0)
+		return false;
+	return deliver_failed(request, outbox, slots, nslots);
+}
+
+/*
+ * Takes free slots, and delivers what is in them: first that which is furthest behind,
+ * so what is oldest never waits for long, and the tables are drained evenly.  Where
+ * nothing is, nothing will ever be, up to the mark, while the slot's version stays.
+ */
+static void
+deliver_slots(Request *request, Subscription *outbox, SlotReader *reader, QueueScan *scan,
+			  int64 mark, const bool *covered)
+{
+	SlotState	states[OUTBOX_SLOTS];
+	int			nstates = 0;
+
+	if (empty_generation != catalog_store()->generation)
+	{
+		memset(empty, 0, sizeof(empty));
+		empty_generation = catalog_store()->generation;
+	}
+	for (int slot = 1; slot <= OUTBOX_SLOTS; slot++)
+	{
+		SlotState	state;
+		int			i = nstates;
+
+		slot_read(reader, slot, &state);
+		if (state.consumer != NULL || passed(&state) >= mark)
+			continue;
+		for (; i > 0 && passed(&states[i - 1]) > passed(&state); i--)
+			states[i] = states[i - 1];
+		states[i] = state;
+		nstates++;
+	}
+	for (int i = 0; i < nstates && request->count < request->max_count; i++)
+	{
+		int			slot = states[i].slot;
+		SlotState  *state = &states[i];
+
+		if (!slot_lock(slot, false))
+			continue;
+		slot_read(reader, slot, state);
+		if (state->consumer == NULL)
+		{
+			/* what has failed in it has before we had the lock */
+			if (!covered[slot] && policy_has_failures())
+			{
+				outbox->has_failures = true;
+				failure_begin(outbox);
+			}
+			if (deliver_slot(request, outbox, scan, state, mark))
+				continue;
+			empty[slot].version = state->version;
+			empty[slot].mark = mark;
+		}
+		slot_unlock(slot);
+	}
+}
+
 static void
 deliver(Request *request)
 {
+	static TimestampTz last_look = 0;
 	Subscription outbox;
 	SlotReader	reader;
 	QueueScan	scan;
-	SlotState  *states;
-	int			order[OUTBOX_SLOTS];
-	int			nlocked = 0;
-	Lost		lost[OUTBOX_SLOTS];
-	int			nlost = 0;
-	int			start;
 	int64		mark;
 	uint64		writes = plans_writes;
+	TimestampTz now;
+	bool		looked = false;
+	bool		covered[OUTBOX_SLOTS + 1] = {0};
 	bool		alone = false;
-	bool		again = false;
 
 	policy_read(&outbox);
 	if (outbox.paused)
 		return;
-	request->max_count = breaker_limit(&outbox, (int) request->max_count);
+	request->max_count = breaker_limit(&outbox, request->max_count);
 	if (request->max_count == 0)
 		return;
 	(void) rotate_move_due();
 	mark = settled_mark();
 	queue_open(&scan, true);
 	slot_begin(&reader);
-	states = palloc(sizeof(SlotState) * (OUTBOX_SLOTS + 1));
-	start = (int) (pg_prng_uint32(&pg_global_prng_state) % OUTBOX_SLOTS);
-
-	/* who falls silent is noticed by whoever comes */
-	for (int i = 0; i < OUTBOX_SLOTS; i++)
+	now = GetCurrentTimestamp();
+	if (outbox.has_failures || now < last_look || now - last_look >= SILENCE_INTERVAL)
 	{
-		int			slot = 1 + (start + i) % OUTBOX_SLOTS;
-		SlotState  *state = &states[slot];
-
-		slot_read(&reader, slot, state);
-		if (!outbox.has_failures && (state->consumer == NULL || slot_is_held(state)))
-			continue;
-		if (!slot_lock(slot, false))
-			continue;
-		order[nlocked++] = slot;
-		slot_read(&reader, slot, state);
-		if (state->consumer != NULL && !slot_is_held(state))
-		{
-			lost[nlost].state = state;
-			memset(&lost[nlost].messages, 0, sizeof(EventList));
-			deliver_list(&scan, state, &lost[nlost].messages);
-			nlost++;
-		}
+		alone = deliver_rest(request, &outbox, &reader, &scan, covered);
+		last_look = now;
+		looked = true;
 	}
-	if (nlost > 0 || outbox.has_failures)
-	{
-		List	   *silences = NIL;
-
-		take_back(&outbox, lost, nlost, &silences);
-		failure_reclaim(&outbox, order, nlocked, NULL, false, &silences);
-		breaker_silences(&outbox, silences);
-		failure_begin(&outbox);
-		if (outbox.has_failures)
-			alone = deliver_failed(request, &outbox, order, nlocked);
-	}
-	for (int i = 0; i < OUTBOX_SLOTS && !alone && request->count < request->max_count; i++)
-	{
-		int			slot = 1 + (start + i) % OUTBOX_SLOTS;
-		SlotState  *state = &states[slot];
-		bool		locked = false;
-
-		for (int k = 0; k < nlocked; k++)
-			locked |= order[k] == slot;
-		if (state->consumer != NULL)
-			continue;
-		if (!locked)
-		{
-			if (outbox.has_failures || !slot_lock(slot, false))
-				continue;
-			/* something of it may have failed since that was looked up */
-			if (policy_has_failures())
-			{
-				slot_unlock(slot);
-				again = request->count == 0;
-				break;
-			}
-			slot_read(&reader, slot, state);
-		}
-		if ((state->consumer != NULL ||
-			 !deliver_slot(request, &outbox, &scan, state, mark)) && !locked)
-			slot_unlock(slot);
-	}
+	if (!alone)
+		deliver_slots(request, &outbox, &reader, &scan, mark, covered);
+	/* there may be something after all */
+	if (request->count == 0 && !looked)
+		(void) deliver_rest(request, &outbox, &reader, &scan, covered);
 	slot_end(&reader);
 	queue_close(&scan);
 	if (plans_writes != writes)
-	{
 		wake_at_end();
-		rotate_at_end();
-	}
-	if (again)
-		deliver(request);
+	if (request->count == 0)
+		rotate_at_end(PG_INT64_MAX);
 }
 
 /* When something will happen by itself; 0: never. */
@@ -431,6 +494,7 @@ Datum
 event_store_outbox_poll(PG_FUNCTION_ARGS)
 {
 	Request		request = {0};
+	bool		is_first;
 
 	deliver_guard("event_store.outbox_poll()");
 	request.result = (ReturnSetInfo *) fcinfo->resultinfo;
@@ -449,6 +513,7 @@ event_store_outbox_poll(PG_FUNCTION_ARGS)
 	request.relay.leases = true;
 	request.relay.until = ack_lease_end(request.relay.lease);
 	InitMaterializedSRF(fcinfo, 0);
+	is_first = GetCurrentCommandId(false) == FirstCommandId;
 	if (PG_ARGISNULL(3))
 		deliver(&request);
 	else
@@ -456,5 +521,7 @@ event_store_outbox_poll(PG_FUNCTION_ARGS)
 		ack_check_interval("wait", PG_GETARG_INTERVAL_P(3), AT_LEAST_ANY);
 		deliver_or_wait(&request, ack_lease_end(PG_GETARG_INTERVAL_P(3)));
 	}
+	if (is_first && !IsTransactionBlock() && poll_is_alone(request.result))
+		rotate_commit_soon();
 	return (Datum) 0;
 }

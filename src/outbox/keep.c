@@ -26,6 +26,8 @@ static Statement add = {
 	" UNION ALL SELECT " COLUMNS " FROM event_store.outbox_1 AS a"
 	" WHERE a.slot = $1 AND a.position = p.position"
 	" UNION ALL SELECT " COLUMNS " FROM event_store.outbox_2 AS a"
+	" WHERE a.slot = $1 AND a.position = p.position"
+	" UNION ALL SELECT " COLUMNS " FROM event_store.outbox_3 AS a"
 	" WHERE a.slot = $1 AND a.position = p.position) AS m",
 	2, {INT4OID, INT8ARRAYOID}
 };

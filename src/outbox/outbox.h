@@ -113,6 +113,7 @@ extern int64 slot_leased_count(text *relay, bool over);
 extern void policy_read(Subscription *outbox);
 extern bool policy_has_failures(void);
 extern void policy_succeeded(int64 count);
+extern void policy_init(void);
 
 /* ----------------------------------------------------------------
  * keep.c: messages that are set aside: those that have failed, and those behind them
@@ -128,7 +129,9 @@ extern void keep_put(const Retry *retries, int count, ReturnSetInfo *result);
  */
 extern TimestampTz rotate_next_due(void);
 extern int64 rotate_move_due(void);
-extern void rotate_at_end(void);
+extern void rotate_written(int count);
+extern void rotate_at_end(int64 acknowledged);
+extern void rotate_commit_soon(void);
 
 /* ----------------------------------------------------------------
  * publish.c

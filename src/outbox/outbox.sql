@@ -2,12 +2,12 @@
 -- outbox: messages to be sent elsewhere, and who sends them
 -- ---------------------------------------------------------------------------
 
--- Messages lie in one of three tables, which are emptied as a whole: see README.md.
+-- Messages lie in one of four tables, which are emptied as a whole: see README.md.
 -- The first five columns behind the slot have the names and the types that Debezium's
 -- outbox event router takes by default.
 CREATE SEQUENCE event_store.outbox_current MINVALUE 0;
 ALTER SEQUENCE event_store.outbox_current OWNER TO @extowner@;
-COMMENT ON SEQUENCE event_store.outbox_current IS 'by its remainder: which of the tables outbox_0 to outbox_2 is written';
+COMMENT ON SEQUENCE event_store.outbox_current IS 'by its remainder: which of the tables outbox_0 to outbox_3 is written';
 SELECT pg_extension_config_dump('event_store.outbox_current', '');
 
 CREATE TABLE event_store.outbox_0 (
@@ -84,6 +84,31 @@ COMMENT ON COLUMN event_store.outbox_2.type IS 'what kind of message it is';
 COMMENT ON COLUMN event_store.outbox_2.headers IS 'what goes beside the payload: a JSON object';
 COMMENT ON COLUMN event_store.outbox_2.payload IS 'any JSON value';
 SELECT pg_extension_config_dump('event_store.outbox_2', '');
+
+CREATE TABLE event_store.outbox_3 (
+	position		bigint NOT NULL,
+	published_at	timestamptz NOT NULL,
+	slot			int NOT NULL,
+	id				uuid NOT NULL,
+	aggregatetype	text COLLATE "C" NOT NULL,
+	aggregateid		text COLLATE "C",
+	type			text COLLATE "C" NOT NULL,
+	headers			jsonb NOT NULL,
+	payload			jsonb NOT NULL
+) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+CREATE INDEX outbox_3_slot_position ON event_store.outbox_3 (slot, position);
+ALTER TABLE event_store.outbox_3 OWNER TO @extowner@;
+COMMENT ON TABLE event_store.outbox_3 IS 'messages of the outbox that wait, are out, or were sent lately: rows are only inserted, and the table is emptied as a whole; see the view outbox_messages';
+COMMENT ON COLUMN event_store.outbox_3.position IS 'what the message is acknowledged by; drawn with those of events';
+COMMENT ON COLUMN event_store.outbox_3.published_at IS 'the clock when it was published';
+COMMENT ON COLUMN event_store.outbox_3.slot IS 'the slot of its key';
+COMMENT ON COLUMN event_store.outbox_3.id IS 'the message id: what identifies it for ever';
+COMMENT ON COLUMN event_store.outbox_3.aggregatetype IS 'the topic';
+COMMENT ON COLUMN event_store.outbox_3.aggregateid IS 'the key: messages of one are delivered in order; NULL: in any';
+COMMENT ON COLUMN event_store.outbox_3.type IS 'what kind of message it is';
+COMMENT ON COLUMN event_store.outbox_3.headers IS 'what goes beside the payload: a JSON object';
+COMMENT ON COLUMN event_store.outbox_3.payload IS 'any JSON value';
+SELECT pg_extension_config_dump('event_store.outbox_3', '');
 
 CREATE TABLE event_store.outbox_delayed (
 	position		bigint NOT NULL,
@@ -453,7 +478,7 @@ CREATE VIEW event_store.outbox_messages AS
 		   CASE WHEN m.position <= s.leased_to THEN s.relay END AS relay,
 		   0 AS attempts, NULL::timestamptz AS due, NULL::text AS error, m.published_at, m.payload, m.headers
 	  FROM (SELECT * FROM event_store.outbox_0 UNION ALL SELECT * FROM event_store.outbox_1
-			UNION ALL SELECT * FROM event_store.outbox_2) AS m
+			UNION ALL SELECT * FROM event_store.outbox_2 UNION ALL SELECT * FROM event_store.outbox_3) AS m
 	  LEFT JOIN event_store.outbox_slots AS s ON s.slot = m.slot
 	 WHERE m.position > coalesce(s.checkpoint, 0) AND m.position <> ALL (coalesce(s.decided, '{}'))
 	UNION ALL
@@ -521,7 +546,8 @@ CREATE VIEW event_store.outbox_status AS
 		   coalesce(b.state, 'closed') AS breaker,
 		   CASE WHEN b.state = 'open' THEN b.until END AS breaker_until,
 		   pg_total_relation_size('event_store.outbox_0') + pg_total_relation_size('event_store.outbox_1')
-		   + pg_total_relation_size('event_store.outbox_2') + pg_total_relation_size('event_store.outbox_slot_0')
+		   + pg_total_relation_size('event_store.outbox_2') + pg_total_relation_size('event_store.outbox_3')
+		   + pg_total_relation_size('event_store.outbox_slot_0')
 		   + pg_total_relation_size('event_store.outbox_slot_1') + pg_total_relation_size('event_store.outbox_kept')
 		   + pg_total_relation_size('event_store.outbox_delayed') AS bytes
 	  FROM (SELECT count(*) FILTER (WHERE x.state = 'waiting') AS waiting,

@@ -5,9 +5,11 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type_d.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/snapmgr.h"
 
 #include "common/compat.h"
@@ -30,6 +32,35 @@ static Statement read_policy = {
 	0, {0}
 };
 
+/* the policy, if `known`; without a circuit breaker there is nothing else to look up */
+static struct
+{
+	bool		known;
+	Oid			relid;
+	Subscription outbox;
+}			cache;
+
+/* messages about the table of the policy so far */
+static uint64 messages = 0;
+
+static void
+relcache_callback(Datum arg, Oid relid)
+{
+	if (relid != InvalidOid && relid != cache.relid)
+		return;
+	if (catalog_message_is_news(relid))
+		messages++;
+	cache.known = false;
+}
+
+/* What was changed in it is rolled back. */
+static void
+subtransaction_ended(SubXactEvent event, SubTransactionId id, SubTransactionId parent, void *arg)
+{
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		cache.known = false;
+}
+
 /* The outbox, as failure.c and breaker.c want a subscription. */
 void
 policy_read(Subscription *outbox)
@@ -39,7 +70,16 @@ policy_read(Subscription *outbox)
 	TupleDesc	desc;
 	Datum		value;
 	bool		isnull;
+	uint64		seen = messages;
 	int			n = 0;
+
+	if (cache.known && cache.relid == catalog_store()->outbox_policy &&
+		cache.outbox.breaker_failures == 0)
+	{
+		*outbox = cache.outbox;
+		outbox->has_failures = policy_has_failures();
+		return;
+	}
 
 #define NEXT (value = SPI_getbinval(row, desc, ++n, &isnull))
 
@@ -73,6 +113,10 @@ policy_read(Subscription *outbox)
 	NEXT;
 	outbox->breaker_until = isnull ? 0 : DatumGetTimestampTz(value);
 	owner_end(&saved);
+	cache.outbox = *outbox;
+	cache.relid = catalog_store()->outbox_policy;
+	/* a message that came in meanwhile asks for one more round */
+	cache.known = seen == messages;
 	outbox->has_failures = policy_has_failures();
 
 #undef NEXT
@@ -151,6 +195,15 @@ event_store_alter_outbox(PG_FUNCTION_ARGS)
 					" ON CONFLICT DO NOTHING", false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not write the policy of the outbox");
 	owner_end(&saved);
+	CacheInvalidateRelcacheByRelid(catalog_store()->outbox_policy);
+	cache.known = false;
 	wake_at_end();
 	PG_RETURN_VOID();
+}
+
+void
+policy_init(void)
+{
+	catalog_on_relcache(relcache_callback);
+	RegisterSubXactCallback(subtransaction_ended, NULL);
 }

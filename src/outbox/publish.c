@@ -79,7 +79,7 @@ write_to_wal(const Message *message)
 	add_member(&json, "aggregatetype", message->topic);
 	add_member(&json, "aggregateid", message->key);
 	add_member(&json, "type", message->type);
-	appendStringInfo(&json, ", \"published_at\": %s",
+	appendStringInfo(&json, ", \"published_at\": \"%s\"",
 					 JsonEncodeDateTime(palloc(MAXDATELEN + 3), TimestampTzGetDatum(message->published_at),
 										TIMESTAMPTZOID, NULL));
 	add_jsonb(&json, "headers", message->headers);

@@ -116,6 +116,7 @@ queue_write(const Message *messages, int count)
 	}
 	rows_close_small(rel, indexes);
 	CommandCounterIncrement();
+	rotate_written(count);
 }
 
 /* ----------------------------------------------------------------

@@ -41,11 +41,22 @@ PG_FUNCTION_INFO_V1(event_store_tend_outbox);
 #define MESSAGE_PAGES	256
 #define SLOT_PAGES		64
 
+/* so many messages are acknowledged, or published, before a session looks at the tables */
+#define WORTH_A_LOOK	500
+
 /* delayed messages that are put into the queue at once */
 #define MAX_DUE			1000
 
 /* this transaction has moved something */
 static bool wanted = false;
+
+/*
+ * The command that was the only one of this transaction so far, if it was a poll that
+ * need not wait for the disk; and what synchronous_commit was before.
+ */
+static bool lazy = false;
+static CommandId lazy_command;
+static int	saved_synchronous_commit = -1;
 
 /* the slot that was in the way of emptying a table last */
 static int	in_the_way = 1;
@@ -232,6 +243,42 @@ is_drained(int n)
 }
 
 /*
+ * The table that is written is left when it has grown to a good part of all of them, if
+ * the next one is empty: so none is ever much larger than the backlog was, and those of
+ * a large backlog are emptied one after the other.
+ */
+static void
+leave_if_grown(void)
+{
+	const Store *store = catalog_store();
+	int64		value = queue_sequence(store->outbox_current);
+	int			current = value % OUTBOX_TABLES;
+	int64		pages = pages_of(store->outbox[current]);
+	int64		all = pages;
+
+	if (pages <= MESSAGE_PAGES || pages_of(store->outbox[(current + 1) % OUTBOX_TABLES]) != 0)
+		return;
+	for (int i = 2; i < OUTBOX_TABLES; i++)
+		all += Max(pages_of(store->outbox[(current + i) % OUTBOX_TABLES]), 0);
+	if (pages >= all / 2)
+		advance(store->outbox_current, value);
+}
+
+/* So many messages were written. */
+void
+rotate_written(int count)
+{
+	static int	written = 0;
+
+	written += count;
+	if (written >= WORTH_A_LOOK)
+	{
+		written = 0;
+		leave_if_grown();
+	}
+}
+
+/*
  * Whoever inserts into a table has it locked to the end of his transaction, so what is
  * in it, when nobody goes beside us, is settled.
  */
@@ -239,8 +286,7 @@ static void
 rotate_messages(void)
 {
 	const Store *store = catalog_store();
-	int64		value = queue_sequence(store->outbox_current);
-	int			current = value % OUTBOX_TABLES;
+	int			current = queue_sequence(store->outbox_current) % OUTBOX_TABLES;
 
 	for (int i = 1; i < OUTBOX_TABLES; i++)
 	{
@@ -254,9 +300,7 @@ rotate_messages(void)
 		else
 			empty_table("outbox", n);
 	}
-	if (pages_of(store->outbox[current]) > MESSAGE_PAGES &&
-		pages_of(store->outbox[(current + 1) % OUTBOX_TABLES]) == 0)
-		advance(store->outbox_current, value);
+	leave_if_grown();
 }
 
 /*
@@ -315,11 +359,44 @@ rotate_slots(void)
  * ----------------------------------------------------------------
  */
 
-/* Sees to the tables when this transaction is about to commit. */
+/*
+ * So many messages were acknowledged: now and then, the tables are seen to when such a
+ * transaction is about to commit.
+ */
 void
-rotate_at_end(void)
+rotate_at_end(int64 acknowledged)
 {
-	wanted = true;
+	static int64 sum = 0;
+
+	if (acknowledged >= WORTH_A_LOOK - sum)
+	{
+		wanted = true;
+		sum = 0;
+	}
+	else
+		sum += acknowledged;
+}
+
+/*
+ * This transaction need not wait until its commit is on disk: it has only lent out
+ * messages.  A crash that takes that back takes back all that it has done, and ends
+ * the relays' sessions: they are delivered again.  Not if something else comes
+ * behind it in the same transaction (a pipeline): that has a higher command id.
+ */
+void
+rotate_commit_soon(void)
+{
+	lazy = true;
+	lazy_command = GetCurrentCommandId(false);
+}
+
+static void
+restore_synchronous_commit(void)
+{
+	if (saved_synchronous_commit >= 0)
+		synchronous_commit = saved_synchronous_commit;
+	saved_synchronous_commit = -1;
+	lazy = false;
 }
 
 static void
@@ -328,6 +405,12 @@ xact_callback(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_PRE_COMMIT:
+			if (lazy && synchronous_commit > SYNCHRONOUS_COMMIT_OFF &&
+				GetCurrentCommandId(false) <= lazy_command + 1)
+			{
+				saved_synchronous_commit = synchronous_commit;
+				synchronous_commit = SYNCHRONOUS_COMMIT_OFF;
+			}
 			if (!wanted)
 				break;
 			wanted = false;
@@ -342,6 +425,7 @@ xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:
 			wanted = false;
+			restore_synchronous_commit();
 			break;
 		default:
 			break;
@@ -356,7 +440,7 @@ event_store_tend_outbox(PG_FUNCTION_ARGS)
 	deliver_guard("event_store.tend_outbox()");
 	catalog_require_owner(catalog_store());
 	moved = rotate_move_due();
-	rotate_at_end();
+	rotate_at_end(WORTH_A_LOOK);
 	PG_RETURN_INT64(moved);
 }
 
@@ -364,5 +448,6 @@ void
 outbox_init(void)
 {
 	RegisterXactCallback(xact_callback, NULL);
+	policy_init();
 	route_init();
 }

@@ -59,26 +59,56 @@ slot_begin(SlotReader *reader)
 	memset(reader, 0, sizeof(SlotReader));
 }
 
+/*
+ * Versions that slots had when they were read last.  An index is read page by page, so
+ * a lower bound saves most of the work; where nothing is found above it (it was rolled
+ * back, or stands in the other table) it is looked for without.
+ */
+static struct
+{
+	uint64		generation;
+	int64		version[OUTBOX_SLOTS + 1];
+}			known;
+
+static bool
+find_last(Probe *probe, int slot, int64 from_version)
+{
+	ScanKeyData keys[2];
+
+	key_int32(&keys[0], 1, BTEqualStrategyNumber, slot);
+	key_int64(&keys[1], 2, BTGreaterEqualStrategyNumber, from_version);
+	probe_again(probe, keys, 2);
+	return probe_next(probe, BackwardScanDirection);
+}
+
 /* Reads the last row of a slot in one of the tables; false: there is none. */
 static bool
 read_last(SlotReader *reader, int n, int slot, SlotState *state)
 {
 	const Store *store = catalog_store();
 	Probe	   *probe = &reader->probes[n];
-	ScanKeyData key;
 	Datum		value;
 	bool		isnull;
 
-	key_int32(&key, 1, BTEqualStrategyNumber, slot);
-	if (reader->open[n])
-		probe_again(probe, &key, 1);
-	else
+	if (known.generation != store->generation)
+	{
+		memset(&known, 0, sizeof(known));
+		known.generation = store->generation;
+	}
+	if (!reader->open[n])
+	{
+		ScanKeyData keys[2];
+
+		key_int32(&keys[0], 1, BTEqualStrategyNumber, slot);
+		key_int64(&keys[1], 2, BTGreaterEqualStrategyNumber, 0);
 		probe_open(probe, store->outbox_slot[n], store->outbox_slot_index[n], AccessShareLock,
-				   SnapshotSelf, &key, 1);
-	reader->open[n] = true;
-	if (!probe_next(probe, BackwardScanDirection))
+				   SnapshotSelf, keys, 2);
+		reader->open[n] = true;
+	}
+	if (!find_last(probe, slot, known.version[slot]) &&
+		(known.version[slot] == 0 || !find_last(probe, slot, 0)))
 		return false;
-	state->version = probe_int64(probe, OS_VERSION);
+	state->version = known.version[slot] = probe_int64(probe, OS_VERSION);
 	state->checkpoint = probe_int64(probe, OS_CHECKPOINT);
 	state->leased_to = probe_int64(probe, OS_LEASED_TO);
 	state->acknowledged = probe_int64(probe, OS_ACKNOWLEDGED);

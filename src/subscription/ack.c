@@ -52,7 +52,7 @@ guard(const char *what)
 
 /* The positions of an array, ascending, each once. */
 int64 *
-ack_positions_argument(Datum value, int *count)
+ack_positions_argument(const char *what, Datum value, int *count)
 {
 	ArrayType  *array = DatumGetArrayTypeP(value);
 	Datum	   *elements;
@@ -68,7 +68,7 @@ ack_positions_argument(Datum value, int *count)
 		if (nulls[i])
 			ereport(ERROR,
 					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-					 errmsg("positions must not contain NULL")));
+					 errmsg("%s must not contain NULL", what)));
 		positions[i] = DatumGetInt64(elements[i]);
 	}
 	qsort(positions, *count, sizeof(int64), state_compare_positions);
@@ -322,7 +322,7 @@ event_store_ack(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("positions must not be NULL")));
-	positions = ack_positions_argument(PG_GETARG_DATUM(1), &count);
+	positions = ack_positions_argument("positions", PG_GETARG_DATUM(1), &count);
 	PG_RETURN_INT64(acknowledge(fcinfo, name, positions, count, 0));
 }
 

@@ -456,13 +456,11 @@ is_open(text *name, Seen *seen)
 }
 
 /*
- * May the transaction be without a snapshot while it waits?  If this is the
- * client's own statement, not one of a function; if its snapshot is the only
- * one; and if nothing is read by it any more, since it is nothing but SELECT
- * columns FROM this function.
+ * Is this the client's own statement, not one of a function, and nothing but SELECT
+ * columns FROM this function?
  */
-static bool
-needs_no_snapshot(ReturnSetInfo *result)
+bool
+poll_is_alone(ReturnSetInfo *result)
 {
 	EState	   *estate = result->econtext->ecxt_estate;
 	PlannedStmt *statement = estate == NULL ? NULL : estate->es_plannedstmt;
@@ -478,6 +476,18 @@ needs_no_snapshot(ReturnSetInfo *result)
 	foreach(cell, statement->planTree->targetlist)
 		if (!IsA(lfirst_node(TargetEntry, cell)->expr, Var))
 			return false;
+	return true;
+}
+
+/*
+ * May the transaction be without a snapshot while it waits?  If its snapshot is the
+ * only one, and nothing is read by it any more.
+ */
+static bool
+needs_no_snapshot(ReturnSetInfo *result)
+{
+	if (!poll_is_alone(result))
+		return false;
 	InvalidateCatalogSnapshot();
 	return ThereAreNoPriorRegisteredSnapshots();
 }

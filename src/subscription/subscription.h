@@ -356,7 +356,7 @@ typedef enum AtLeast
 	AT_LEAST_MORE
 } AtLeast;
 
-extern int64 *ack_positions_argument(Datum value, int *count);
+extern int64 *ack_positions_argument(const char *what, Datum value, int *count);
 extern char *ack_error_text(text *value);
 extern TimestampTz ack_lease_end(const Interval *lease);
 extern void ack_check_interval(const char *what, const Interval *interval, AtLeast low);
@@ -370,6 +370,7 @@ extern void manage_check_policy(FunctionCallInfo fcinfo, int first);
 extern int64 manage_checked_position(int64 position);
 
 /* poll.c */
+extern bool poll_is_alone(ReturnSetInfo *result);
 extern bool poll_wait(TimestampTz until, TimestampTz next, ReturnSetInfo *result);
 
 #endif
