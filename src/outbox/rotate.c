@@ -176,6 +176,26 @@ pages_of(Oid table)
 	return pages;
 }
 
+/*
+ * Locks a table against all others, to the end of the transaction, if nobody is in the
+ * way: this session neither.
+ */
+static bool
+lock_alone(Oid table)
+{
+	Relation	rel;
+	bool		in_use;
+
+	if (!ConditionalLockRelationOid(table, AccessExclusiveLock))
+		return false;
+	rel = relation_open(table, NoLock);
+	in_use = rel->rd_refcnt > 1;
+	relation_close(rel, NoLock);
+	if (in_use)
+		UnlockRelationOid(table, AccessExclusiveLock);
+	return !in_use;
+}
+
 /* The next table is written from now on, if nobody else has seen to that. */
 static void
 advance(Oid sequence, int64 value)
@@ -293,7 +313,7 @@ rotate_messages(void)
 		int			n = (current + i) % OUTBOX_TABLES;
 
 		if (pages_of(store->outbox[n]) <= 0 || !is_drained(n) ||
-			!ConditionalLockRelationOid(store->outbox[n], AccessExclusiveLock))
+			!lock_alone(store->outbox[n]))
 			continue;
 		if (queue_sequence(store->outbox_current) % OUTBOX_TABLES == n || !is_drained(n))
 			UnlockRelationOid(store->outbox[n], AccessExclusiveLock);
@@ -347,7 +367,7 @@ rotate_slots(void)
 	{
 		if (is_evacuated(current) &&
 			queue_sequence(store->outbox_slot_current) == value &&
-			ConditionalLockRelationOid(store->outbox_slot[other], AccessExclusiveLock))
+			lock_alone(store->outbox_slot[other]))
 			empty_table("outbox_slot", other);
 	}
 	else if (pages == 0 && pages_of(store->outbox_slot[current]) > SLOT_PAGES)
