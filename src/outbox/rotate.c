@@ -161,17 +161,29 @@ rotate_move_due(void)
  * ----------------------------------------------------------------
  */
 
-/* How many pages a table has; -1: somebody is emptying it, say. */
+/*
+ * How many pages a table has, with those of its large values; -1: somebody is emptying
+ * it, say.
+ */
 static int64
 pages_of(Oid table)
 {
 	Relation	rel;
+	Oid			toast;
 	int64		pages;
 
 	if (!ConditionalLockRelationOid(table, AccessShareLock))
 		return -1;
 	rel = relation_open(table, NoLock);
 	pages = RelationGetNumberOfBlocks(rel);
+	toast = rel->rd_rel->reltoastrelid;
+	if (OidIsValid(toast) && pages > 0 && ConditionalLockRelationOid(toast, AccessShareLock))
+	{
+		Relation	values = relation_open(toast, NoLock);
+
+		pages += RelationGetNumberOfBlocks(values);
+		relation_close(values, AccessShareLock);
+	}
 	relation_close(rel, AccessShareLock);
 	return pages;
 }
