@@ -346,7 +346,7 @@ BEGIN
 	END IF;
 	RETURN state;
 END $$;
-SELECT h, memory < 6 * 1024 * 1024 AS bounded
+SELECT h, memory < 8 * 1024 * 1024 AS bounded
 FROM unnest(ARRAY['merge_patch', 'sum(a)', 'max(a)', 'last(o)', 'count(a)', 'merge_patch(o)', 'f_c_like']) h,
 LATERAL (SELECT event_store.fold(h, event(n, data)) AS state,
 		(event_store.fold('f_look', event(n, data)))::text::bigint AS memory
