@@ -382,7 +382,6 @@ SELECT set_eq($$
 		'outbox_messages', 'outbox_dead_letters', 'outbox_status', 'outbox_slots', 'outbox_routes', 'outbox_history',
 		'projection', 'projection_checkpoint', 'projection_error', 'projection_failure', 'projection_state',
 		'inbox_window', 'inbox_turn', 'inbox_0_0', 'inbox_0_1', 'inbox_0_2', 'inbox_windows',
-		'projections', 'projection_failures', 'projection_states', 'projection_rebuilds'],
 		'projections', 'projection_failures', 'projection_states', 'projection_rebuilds',
 		'translation', 'translations'],
 	'the schema has these tables and views and no others');
