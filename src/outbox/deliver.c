@@ -411,8 +411,8 @@ deliver(Request *request)
 	queue_close(&scan);
 	if (plans_writes != writes)
 		wake_at_end();
-	if (request->count == 0)
-		rotate_at_end(PG_INT64_MAX);
+	/* who only takes, and gives back, writes states of slots, too */
+	rotate_at_end(request->count == 0 ? PG_INT64_MAX : 10);
 }
 
 /* When something will happen by itself; 0: never. */

@@ -21,7 +21,7 @@ CREATE TABLE event_store.outbox_0 (
 	headers			jsonb NOT NULL,
 	payload			jsonb NOT NULL
 ) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
-CREATE INDEX outbox_0_slot_position ON event_store.outbox_0 (slot, position);
+CREATE INDEX outbox_0_slot_position ON event_store.outbox_0 (slot, position) WITH (deduplicate_items = off);
 ALTER TABLE event_store.outbox_0 OWNER TO @extowner@;
 COMMENT ON TABLE event_store.outbox_0 IS 'messages of the outbox that wait, are out, or were sent lately: rows are only inserted, and the table is emptied as a whole; see the view outbox_messages';
 COMMENT ON COLUMN event_store.outbox_0.position IS 'what the message is acknowledged by; drawn with those of events';
@@ -46,7 +46,7 @@ CREATE TABLE event_store.outbox_1 (
 	headers			jsonb NOT NULL,
 	payload			jsonb NOT NULL
 ) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
-CREATE INDEX outbox_1_slot_position ON event_store.outbox_1 (slot, position);
+CREATE INDEX outbox_1_slot_position ON event_store.outbox_1 (slot, position) WITH (deduplicate_items = off);
 ALTER TABLE event_store.outbox_1 OWNER TO @extowner@;
 COMMENT ON TABLE event_store.outbox_1 IS 'messages of the outbox that wait, are out, or were sent lately: rows are only inserted, and the table is emptied as a whole; see the view outbox_messages';
 COMMENT ON COLUMN event_store.outbox_1.position IS 'what the message is acknowledged by; drawn with those of events';
@@ -71,7 +71,7 @@ CREATE TABLE event_store.outbox_2 (
 	headers			jsonb NOT NULL,
 	payload			jsonb NOT NULL
 ) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
-CREATE INDEX outbox_2_slot_position ON event_store.outbox_2 (slot, position);
+CREATE INDEX outbox_2_slot_position ON event_store.outbox_2 (slot, position) WITH (deduplicate_items = off);
 ALTER TABLE event_store.outbox_2 OWNER TO @extowner@;
 COMMENT ON TABLE event_store.outbox_2 IS 'messages of the outbox that wait, are out, or were sent lately: rows are only inserted, and the table is emptied as a whole; see the view outbox_messages';
 COMMENT ON COLUMN event_store.outbox_2.position IS 'what the message is acknowledged by; drawn with those of events';
@@ -96,7 +96,7 @@ CREATE TABLE event_store.outbox_3 (
 	headers			jsonb NOT NULL,
 	payload			jsonb NOT NULL
 ) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
-CREATE INDEX outbox_3_slot_position ON event_store.outbox_3 (slot, position);
+CREATE INDEX outbox_3_slot_position ON event_store.outbox_3 (slot, position) WITH (deduplicate_items = off);
 ALTER TABLE event_store.outbox_3 OWNER TO @extowner@;
 COMMENT ON TABLE event_store.outbox_3 IS 'messages of the outbox that wait, are out, or were sent lately: rows are only inserted, and the table is emptied as a whole; see the view outbox_messages';
 COMMENT ON COLUMN event_store.outbox_3.position IS 'what the message is acknowledged by; drawn with those of events';
@@ -181,7 +181,7 @@ CREATE TABLE event_store.outbox_slot_0 (
 	consumer		text COLLATE "C",
 	decided			bigint[]
 ) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
-CREATE INDEX outbox_slot_0_version ON event_store.outbox_slot_0 (slot, version);
+CREATE INDEX outbox_slot_0_version ON event_store.outbox_slot_0 (slot, version) WITH (deduplicate_items = off);
 ALTER TABLE event_store.outbox_slot_0 OWNER TO @extowner@;
 COMMENT ON TABLE event_store.outbox_slot_0 IS 'how far the slots of the outbox have come: rows are only inserted, and the table is emptied as a whole';
 COMMENT ON COLUMN event_store.outbox_slot_0.version IS 'rises with each change of the slot; the highest in both tables counts';
@@ -212,7 +212,7 @@ CREATE TABLE event_store.outbox_slot_1 (
 	consumer		text COLLATE "C",
 	decided			bigint[]
 ) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
-CREATE INDEX outbox_slot_1_version ON event_store.outbox_slot_1 (slot, version);
+CREATE INDEX outbox_slot_1_version ON event_store.outbox_slot_1 (slot, version) WITH (deduplicate_items = off);
 ALTER TABLE event_store.outbox_slot_1 OWNER TO @extowner@;
 COMMENT ON TABLE event_store.outbox_slot_1 IS 'how far the slots of the outbox have come: rows are only inserted, and the table is emptied as a whole';
 COMMENT ON COLUMN event_store.outbox_slot_1.version IS 'rises with each change of the slot; the highest in both tables counts';

@@ -161,19 +161,51 @@ rotate_move_due(void)
  * ----------------------------------------------------------------
  */
 
-/* How many pages a table has; -1: somebody is emptying it, say. */
+/*
+ * How many pages a table has, with those of its large values; -1: somebody is emptying
+ * it, say.
+ */
 static int64
 pages_of(Oid table)
 {
 	Relation	rel;
+	Oid			toast;
 	int64		pages;
 
 	if (!ConditionalLockRelationOid(table, AccessShareLock))
 		return -1;
 	rel = relation_open(table, NoLock);
 	pages = RelationGetNumberOfBlocks(rel);
+	toast = rel->rd_rel->reltoastrelid;
+	if (OidIsValid(toast) && pages > 0 && ConditionalLockRelationOid(toast, AccessShareLock))
+	{
+		Relation	values = relation_open(toast, NoLock);
+
+		pages += RelationGetNumberOfBlocks(values);
+		relation_close(values, AccessShareLock);
+	}
 	relation_close(rel, AccessShareLock);
 	return pages;
+}
+
+/*
+ * Locks a table against all others, to the end of the transaction, if nobody is in the
+ * way: this session neither.
+ */
+static bool
+lock_alone(Oid table)
+{
+	Relation	rel;
+	bool		in_use;
+
+	if (!ConditionalLockRelationOid(table, AccessExclusiveLock))
+		return false;
+	rel = relation_open(table, NoLock);
+	in_use = rel->rd_refcnt > 1;
+	relation_close(rel, NoLock);
+	if (in_use)
+		UnlockRelationOid(table, AccessExclusiveLock);
+	return !in_use;
 }
 
 /* The next table is written from now on, if nobody else has seen to that. */
@@ -293,7 +325,7 @@ rotate_messages(void)
 		int			n = (current + i) % OUTBOX_TABLES;
 
 		if (pages_of(store->outbox[n]) <= 0 || !is_drained(n) ||
-			!ConditionalLockRelationOid(store->outbox[n], AccessExclusiveLock))
+			!lock_alone(store->outbox[n]))
 			continue;
 		if (queue_sequence(store->outbox_current) % OUTBOX_TABLES == n || !is_drained(n))
 			UnlockRelationOid(store->outbox[n], AccessExclusiveLock);
@@ -347,7 +379,7 @@ rotate_slots(void)
 	{
 		if (is_evacuated(current) &&
 			queue_sequence(store->outbox_slot_current) == value &&
-			ConditionalLockRelationOid(store->outbox_slot[other], AccessExclusiveLock))
+			lock_alone(store->outbox_slot[other]))
 			empty_table("outbox_slot", other);
 	}
 	else if (pages == 0 && pages_of(store->outbox_slot[current]) > SLOT_PAGES)

@@ -48,11 +48,11 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE ROWS 5
 BEGIN ATOMIC
 	VALUES
 		('deal to consumers', 'SELECT event_store.deal_subscriptions()', '1 second'::interval),
-		('tend outbox', 'SELECT event_store.tend_outbox()', '1 second'::interval),
 		('prepare segments', 'SELECT event_store.prepare_segments()', '10 seconds'::interval),
 		('publish settled position', 'SELECT event_store.publish_settled_position()', '1 second'::interval),
 		('refresh projections', 'SELECT event_store.refresh_projections(''1 second'')', '1 second'::interval),
-		('take snapshots', 'SELECT event_store.take_snapshots()', '2 seconds'::interval);
+		('take snapshots', 'SELECT event_store.take_snapshots()', '2 seconds'::interval),
+		('tend outbox', 'SELECT event_store.tend_outbox()', '1 second'::interval);
 END;
 COMMENT ON FUNCTION event_store.builtin_tasks() IS
 'builtin_tasks() -> setof (name, command, run_every): the tasks that the extension brings along';
