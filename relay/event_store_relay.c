@@ -768,15 +768,10 @@ work(void)
 		}
 		if (broker_up)
 		{
-			bool		refused;
-
 			send_all(messages, count);
-			refused = !broker_up && limit == 1;
 			judge(messages, count, limit_before);
 			if (broker_up)
 				broker_delay = FIRST_DELAY;
-			else if (refused)
-				nap(back_off(&broker_delay));
 		}
 		if (db != NULL)
 			(void) answer(messages, count);
@@ -784,6 +779,9 @@ work(void)
 			headers_free(&messages[i]);
 		free(messages);
 		PQclear(result);
+		/* it may be there again at once, and go at once for the same reason */
+		if (!broker_up)
+			nap(back_off(&broker_delay));
 	}
 }
 

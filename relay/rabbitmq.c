@@ -60,7 +60,8 @@ refused(const char *doing, amqp_rpc_reply_t reply)
 
 		relay_log("RabbitMQ closed the channel while %s: %u %.*s", doing, close->reply_code,
 				  (int) close->reply_text.len, (char *) close->reply_text.bytes);
-		return BROKER_REFUSED;
+		/* without the exchange, or the right to it, no message is to blame */
+		return close->reply_code == 403 || close->reply_code == 404 ? BROKER_LOST : BROKER_REFUSED;
 	}
 	if (reply.reply.id == AMQP_CONNECTION_CLOSE_METHOD)
 	{

@@ -251,6 +251,15 @@ EOT
 	sql(q{SELECT event_store.outbox_discard_dead_letters('test'), event_store.alter_outbox(max_attempts => 1000000, first_delay => '100 ms', max_delay => '1 s')});
 	is(status(), '0|0|0|0|0', 'nothing is left');
 
+	# An exchange that is not there is no message's fault.
+	sql(q{SELECT event_store.publish('order.lost', 'l', '1')});
+	my $lost = start_relay($url, '-n', 'lost', '--no-declare', '-e', 'nowhere');
+	ok(wait_until(sub { slurp_file($lost->{log}) =~ /404.*404/s }),
+		'without the exchange it tries again');
+	is(end_relay($lost, 'TERM'), 0, 'until it is stopped');
+	is(status(), '1|0|0|0|0', 'and the message waits');
+	run_once($url);
+
 	# A clean stop, and metrics.
 	my $clean = start_relay($url, '-n', 'clean', '-m', "$dir/metrics", '-w', '60');
 	sql(q{SELECT event_store.publish('order.clean', 'c' || i, '1') FROM generate_series(1, 50) AS i});
