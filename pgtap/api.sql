@@ -196,7 +196,7 @@ INSERT INTO api VALUES
 	('outbox_replay_dead_letters', 'id bigint DEFAULT NULL::bigint, key text DEFAULT NULL::text', 'bigint', 'volatile', 'unsafe', 'c', true),
 	('outbox_discard_dead_letters', 'reason text, id bigint DEFAULT NULL::bigint, key text DEFAULT NULL::text', 'bigint', 'volatile', 'unsafe', 'c', true),
 	('route_to_outbox',
-	 'name text, categories text[] DEFAULT NULL::text[], types text[] DEFAULT NULL::text[], topic text DEFAULT ''{category}''::text, key text DEFAULT ''{stream}''::text, payload jsonb DEFAULT NULL::jsonb',
+	 'name text, categories text[] DEFAULT NULL::text[], types text[] DEFAULT NULL::text[], topic text DEFAULT ''{category}''::text, key text DEFAULT ''{stream}''::text, payload jsonb DEFAULT NULL::jsonb, translation text DEFAULT NULL::text',
 	 'void', 'volatile', 'unsafe', 'c', true),
 	('drop_route', 'name text', 'void', 'volatile', 'unsafe', 'c', true),
 	('create_translation', 'name text, rules jsonb', 'void', 'volatile', 'unsafe', 'c', true),
@@ -352,7 +352,7 @@ SELECT is(pg_temp.columns_of('event_store.outbox_dead_letters'),
 	'id bigint, message_id uuid, topic text, key text, type text, attempts integer, error text, relay text, first_failed_at timestamp with time zone, failed_at timestamp with time zone, parked bigint, payload jsonb, headers jsonb',
 	'outbox_dead_letters');
 SELECT is(pg_temp.columns_of('event_store.outbox_routes'),
-	'name text, categories text[], types text[], topic text, key text, payload jsonb, created_at timestamp with time zone',
+	'name text, categories text[], types text[], topic text, key text, payload jsonb, translation text, created_at timestamp with time zone',
 	'outbox_routes');
 SELECT is(pg_temp.columns_of('event_store.outbox_history'),
 	'at timestamp with time zone, change text, detail text, changed_by text',

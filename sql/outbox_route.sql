@@ -90,4 +90,20 @@ SELECT event_store.publish('t', 'k', '1');
 SELECT event_store.publish('t', 'k', '1', deliver_after => '1 s');
 RESET event_store.outbox_mode;
 
+-- a translation: outer events are published, and nothing of what it passes over
+SELECT event_store.drop_route(name) FROM event_store.outbox_routes;
+SELECT event_store.create_translation('public', '[{"types": ["Placed"], "where": "(data->>''total'')::int > 0", "type": "com.example.placed", "stream": {"sql": "''orders/'' || split_part(stream, ''-'', 2)"}, "source": "shop", "data": {"pick": ["total"], "rename": {"total": "amount"}}}]');
+SELECT event_store.route_to_outbox('public', topic => '{type}', key => '{stream}', translation => 'no such');
+SELECT event_store.route_to_outbox('public', '{shop}', topic => '{type}', key => '{stream}', translation => 'public');
+SELECT name, categories, topic, translation FROM event_store.outbox_routes;
+SELECT event_store.append('shop-1', 'Placed', '{"total": 5, "secret": 1}', '{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b9c7c989f97918e1-01", "user": "ann"}', correlation_id => 'c') IS NOT NULL;
+SELECT event_store.append('shop-2', 'Placed', '{"total": 0}') IS NOT NULL;
+SELECT event_store.append('shop-3', 'Other', '{"total": 7}') IS NOT NULL;
+SELECT count(*) FROM event_store.append_events('shop-4', (SELECT jsonb_agg(jsonb_build_object('type', 'Placed', 'data', jsonb_build_object('total', i - 10))) FROM generate_series(1, 1500) i));
+SELECT topic, key, type, payload, headers - '{event_id,position,recorded_at}'::text[] AS headers FROM shown WHERE key IN ('orders/1', 'orders/2', 'orders/3');
+SELECT count(*), min(payload->>'amount'), bool_and(payload ?& '{amount}' AND headers->>'source' = 'shop') FROM shown WHERE key = 'orders/4';
+-- what fails in it fails the append; it stays while a route names it
+SELECT event_store.append('shop-1', 'Placed', '{"total": "many"}');
+SELECT event_store.drop_translation('public');
+SELECT event_store.drop_route('public'), event_store.drop_translation('public');
 DROP VIEW shown;

@@ -265,8 +265,10 @@ CREATE TABLE event_store.outbox_route (
 	topic		text NOT NULL,
 	key			text,
 	payload		jsonb,
+	translation	text COLLATE "C",
 	created_at	timestamptz NOT NULL DEFAULT now(),
-	CONSTRAINT outbox_route_pkey PRIMARY KEY (name)
+	CONSTRAINT outbox_route_pkey PRIMARY KEY (name),
+	CONSTRAINT outbox_route_translation_fkey FOREIGN KEY (translation) REFERENCES event_store.translation (name)
 );
 ALTER TABLE event_store.outbox_route OWNER TO @extowner@;
 COMMENT ON TABLE event_store.outbox_route IS 'which events are published as they are appended: see route_to_outbox()';
@@ -276,6 +278,7 @@ COMMENT ON COLUMN event_store.outbox_route.types IS 'types of events; NULL: all'
 COMMENT ON COLUMN event_store.outbox_route.topic IS 'template of the topic';
 COMMENT ON COLUMN event_store.outbox_route.key IS 'template of the key; NULL: no key';
 COMMENT ON COLUMN event_store.outbox_route.payload IS 'template of the payload; NULL: the event''s data';
+COMMENT ON COLUMN event_store.outbox_route.translation IS 'the translation of events before they are published; NULL: none';
 COMMENT ON COLUMN event_store.outbox_route.created_at IS 'when it was made';
 SELECT pg_extension_config_dump('event_store.outbox_route', '');
 
@@ -422,13 +425,14 @@ CREATE FUNCTION event_store.route_to_outbox(
 	types text[] DEFAULT NULL,
 	topic text DEFAULT '{category}',
 	key text DEFAULT '{stream}',
-	payload jsonb DEFAULT NULL
+	payload jsonb DEFAULT NULL,
+	translation text DEFAULT NULL
 ) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_route_to_outbox';
-REVOKE ALL ON FUNCTION event_store.route_to_outbox(text, text[], text[], text, text, jsonb) FROM PUBLIC;
-ALTER FUNCTION event_store.route_to_outbox(text, text[], text[], text, text, jsonb) OWNER TO @extowner@;
-COMMENT ON FUNCTION event_store.route_to_outbox(text, text[], text[], text, text, jsonb) IS
-'route_to_outbox(name, categories = NULL, types = NULL, topic = {category}, key = {stream}, payload = NULL) -> void: from now on, each event of these categories and types (NULL: all) that is appended is published by the same transaction. topic and key are templates: {stream}, {category}, {id} (of the stream''s name, what stands behind the category), {type}, {version}, {position}, {event_id}, {correlation_id}, {causation_id}, {source}, {data} and {metadata} stand for what the event has, {data.customer.id} for what is at a path in it; {{ stands for a brace. key NULL, or an event that lacks what the key names: no key. payload: NULL: the event''s data; or JSON whose strings are templates, where one that is nothing but a placeholder becomes the JSON value, and null where there is none. The message''s type is that of the event; its headers say which event it is, and carry correlation_id, causation_id, source, and traceparent and tracestate of the metadata. An append of an event that lacks what the topic names fails with VE019. Appends that are under way may miss a new route. Raises VE002 for an invalid argument or template, VE018 if there is a route of that name.';
+REVOKE ALL ON FUNCTION event_store.route_to_outbox(text, text[], text[], text, text, jsonb, text) FROM PUBLIC;
+ALTER FUNCTION event_store.route_to_outbox(text, text[], text[], text, text, jsonb, text) OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.route_to_outbox(text, text[], text[], text, text, jsonb, text) IS
+'route_to_outbox(name, categories = NULL, types = NULL, topic = {category}, key = {stream}, payload = NULL, translation = NULL) -> void: from now on, each event of these categories and types (NULL: all) that is appended is published by the same transaction. topic and key are templates: {stream}, {category}, {id} (of the stream''s name, what stands behind the category), {type}, {version}, {position}, {event_id}, {correlation_id}, {causation_id}, {source}, {data} and {metadata} stand for what the event has, {data.customer.id} for what is at a path in it; {{ stands for a brace. key NULL, or an event that lacks what the key names: no key. payload: NULL: the event''s data; or JSON whose strings are templates, where one that is nothing but a placeholder becomes the JSON value, and null where there is none. The message''s type is that of the event; its headers say which event it is, and carry correlation_id, causation_id, source, and traceparent and tracestate of the metadata. translation: categories and types are those of the event that is appended; type, stream, data and all else that the message is made of are what this translation makes of it, and an event that it passes over is not published; an append whose translation fails, fails. An append of an event that lacks what the topic names fails with VE019. Appends that are under way may miss a new route. Raises VE002 for an invalid argument or template, VE018 if there is a route of that name, VE023 if there is no such translation.';
 
 CREATE FUNCTION event_store.drop_route(
 	name text
@@ -440,7 +444,7 @@ COMMENT ON FUNCTION event_store.drop_route(text) IS
 'drop_route(name) -> void: ends a route; what it has published stays. Raises VE017 if there is none of that name.';
 
 CREATE VIEW event_store.outbox_routes AS
-	SELECT r.name, r.categories, r.types, r.topic, r.key, r.payload, r.created_at
+	SELECT r.name, r.categories, r.types, r.topic, r.key, r.payload, r.translation, r.created_at
 	  FROM event_store.outbox_route AS r;
 ALTER VIEW event_store.outbox_routes OWNER TO @extowner@;
 COMMENT ON VIEW event_store.outbox_routes IS 'which events are published as they are appended';
@@ -450,6 +454,7 @@ COMMENT ON COLUMN event_store.outbox_routes.types IS 'types of events; NULL: all
 COMMENT ON COLUMN event_store.outbox_routes.topic IS 'template of the topic';
 COMMENT ON COLUMN event_store.outbox_routes.key IS 'template of the key; NULL: no key';
 COMMENT ON COLUMN event_store.outbox_routes.payload IS 'template of the payload; NULL: the event''s data';
+COMMENT ON COLUMN event_store.outbox_routes.translation IS 'the translation of events before they are published; NULL: none';
 COMMENT ON COLUMN event_store.outbox_routes.created_at IS 'when it was made';
 
 CREATE VIEW event_store.outbox_slots AS

@@ -6,6 +6,9 @@
  * within the append.  It comes before that of inline projections, whose handlers may
  * append themselves: what follows from an event is published behind it.
  *
+ * Where a route names a translation, messages are made of what that makes of the
+ * event; nothing, if it passes over the event.
+ *
  * A template is text with placeholders in braces; {{ stands for a brace.  In a
  * payload, each string is a template, and one that is a placeholder and nothing else
  * stands for the JSON value itself.
@@ -36,6 +39,7 @@
 #include "common/names.h"
 #include "outbox/outbox.h"
 #include "stream/stream.h"
+#include "translation/translation.h"
 
 PG_FUNCTION_INFO_V1(event_store_route_to_outbox);
 PG_FUNCTION_INFO_V1(event_store_drop_route);
@@ -48,10 +52,11 @@ enum
 	RT_TYPES,
 	RT_TOPIC,
 	RT_KEY,
-	RT_PAYLOAD
+	RT_PAYLOAD,
+	RT_TRANSLATION
 };
 
-typedef enum PartKind
+typedef enum PieceKind
 {
 	PART_TEXT,
 	PART_STREAM,
@@ -66,7 +71,7 @@ typedef enum PartKind
 	PART_SOURCE,
 	PART_DATA,
 	PART_METADATA
-} PartKind;
+} PieceKind;
 
 static const char *const part_names[] = {
 	NULL, "stream", "category", "id", "type", "version", "position", "event_id",
@@ -74,11 +79,11 @@ static const char *const part_names[] = {
 };
 
 /* a piece of a template */
-typedef struct Part
+typedef struct Piece
 {
-	PartKind	kind;
+	PieceKind	kind;
 	char	   *text;			/* the text, or the path in data or metadata, or NULL */
-} Part;
+} Piece;
 
 typedef struct Route
 {
@@ -87,9 +92,10 @@ typedef struct Route
 	NameList	categories;
 	bool		by_type;
 	NameList	types;
-	List	   *topic;			/* of Part */
+	List	   *topic;			/* of Piece */
 	List	   *key;			/* NIL: none */
 	Jsonb	   *payload;		/* NULL: the event's data */
+	text	   *translation;	/* NULL: none */
 } Route;
 
 /* the routes, if `known` */
@@ -130,9 +136,9 @@ bad_template(const char *what, const char *detail)
 }
 
 static void
-add_part(List **parts, PartKind kind, char *text)
+add_part(List **parts, PieceKind kind, char *text)
 {
-	Part	   *part = palloc(sizeof(Part));
+	Piece	   *part = palloc(sizeof(Piece));
 
 	part->kind = kind;
 	part->text = text;
@@ -150,7 +156,7 @@ add_placeholder(List **parts, const char *what, char *name)
 		if (strcmp(name, part_names[i]) == 0 &&
 			(dot == NULL || (i >= PART_DATA && dot[1] != '\0')))
 		{
-			add_part(parts, (PartKind) i, dot == NULL ? NULL : dot + 1);
+			add_part(parts, (PieceKind) i, dot == NULL ? NULL : dot + 1);
 			return;
 		}
 	bad_template(what, psprintf("There is no placeholder {%s%s%s}.", name, dot == NULL ? "" : ".",
@@ -258,7 +264,7 @@ uuid_text(const pg_uuid_t *id)
 
 /* What a placeholder stands for, as text; NULL: the event has no such thing. */
 static char *
-part_text(const Routed *routed, const Part *part)
+part_text(const Routed *routed, const Piece *part)
 {
 	const EventInput *event = routed->event;
 	const StreamInput *stream = routed->stream;
@@ -323,7 +329,7 @@ fill_value(const Routed *routed, const JsonbValue *template, JsonbValue *value)
 {
 	List	   *parts = parse_template("payload", pnstrdup(template->val.string.val,
 														  template->val.string.len));
-	Part	   *part = list_length(parts) == 1 ? linitial(parts) : NULL;
+	Piece	   *part = list_length(parts) == 1 ? linitial(parts) : NULL;
 	char	   *text;
 
 	if (part != NULL && part->kind >= PART_DATA)
@@ -454,6 +460,9 @@ read_routes(Oid relid)
 		value = slot_getattr(slot, RT_PAYLOAD, &isnull);
 		if (!isnull)
 			route->payload = DatumGetJsonbPCopy(value);
+		value = slot_getattr(slot, RT_TRANSLATION, &isnull);
+		if (!isnull)
+			route->translation = DatumGetTextPCopy(value);
 		MemoryContextSwitchTo(saved);
 	}
 	ExecDropSingleTupleTableSlot(slot);
@@ -571,12 +580,12 @@ make_headers(const Routed *routed)
 {
 	const EventInput *event = routed->event;
 	JsonbParseState *state = NULL;
-	Part		part = {0};
+	Piece		part = {0};
 
 	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	for (int kind = PART_CORRELATION_ID; kind <= PART_SOURCE; kind++)
 	{
-		part.kind = (PartKind) kind;
+		part.kind = (PieceKind) kind;
 		push_text(&state, part_names[kind], part_text(routed, &part));
 	}
 	push_text(&state, "event_id", uuid_text(&routed->event_id));
@@ -630,6 +639,46 @@ make_message(const Routed *routed, Message *message)
 	message->headers = make_headers(routed);
 }
 
+/* What a translation has made of an event, in the place of the event. */
+typedef struct Translated
+{
+	EventInput	event;
+	StreamInput stream;
+} Translated;
+
+/* Translates an event for its route; false: it is passed over. */
+static bool
+translate_routed(Routed *routed, int64 id_key, Translated *outer)
+{
+	Datum		values[RE_NATTS];
+	bool		nulls[RE_NATTS];
+	pg_uuid_t	made_id;
+	EventInput *event = &outer->event;
+
+	append_recorded_values(routed->append, routed->event, id_key, &made_id, values, nulls);
+	if (!translate_event(routed->route->translation, values, nulls))
+		return false;
+	memset(outer, 0, sizeof(Translated));
+	*event = *routed->event;
+	outer->stream.name = VARDATA_ANY(DatumGetPointer(values[RE_STREAM]));
+	outer->stream.len = VARSIZE_ANY_EXHDR(DatumGetPointer(values[RE_STREAM]));
+	event->type = VARDATA_ANY(DatumGetPointer(values[RE_TYPE]));
+	event->type_len = VARSIZE_ANY_EXHDR(DatumGetPointer(values[RE_TYPE]));
+	event->source = nulls[RE_SOURCE] ? NULL : VARDATA_ANY(DatumGetPointer(values[RE_SOURCE]));
+	event->source_len = nulls[RE_SOURCE] ? 0 : VARSIZE_ANY_EXHDR(DatumGetPointer(values[RE_SOURCE]));
+	event->data = values[RE_DATA];
+	event->metadata = values[RE_METADATA];
+	event->schema_version = DatumGetInt32(values[RE_SCHEMA_VERSION]);
+	event->has_correlation_id = !nulls[RE_CORRELATION_ID];
+	event->correlation_id = values[RE_CORRELATION_ID];
+	event->has_causation_id = !nulls[RE_CAUSATION_ID];
+	if (event->has_causation_id)
+		event->causation_id = *DatumGetUUIDP(values[RE_CAUSATION_ID]);
+	routed->event = event;
+	routed->stream = &outer->stream;
+	return true;
+}
+
 /* messages of one append that are made, and written, at a time */
 #define MAX_MADE	1000
 
@@ -655,6 +704,7 @@ publish_append(const AppendBatch *append)
 		for (int k = 0; k < count; k++)
 		{
 			Routed		routed;
+			Translated	outer;
 
 			if (!is_wanted(&list[k], append, &append->events[i]))
 				continue;
@@ -666,6 +716,8 @@ publish_append(const AppendBatch *append)
 				routed.event_id = routed.event->event_id;
 			else
 				ids_derive(&routed.event_id, routed.event->position, append->recorded_at, id_key);
+			if (routed.route->translation != NULL && !translate_routed(&routed, id_key, &outer))
+				continue;
 			make_message(&routed, &made[n++]);
 			if (n == MAX_MADE)
 			{
@@ -712,9 +764,9 @@ void_lists(void)
 Datum
 event_store_route_to_outbox(PG_FUNCTION_ARGS)
 {
-	Oid			types[6] = {TEXTOID, TEXTARRAYOID, TEXTARRAYOID, TEXTOID, TEXTOID, JSONBOID};
-	Datum		values[6];
-	char		nulls[6];
+	Oid			types[7] = {TEXTOID, TEXTARRAYOID, TEXTARRAYOID, TEXTOID, TEXTOID, JSONBOID, TEXTOID};
+	Datum		values[7];
+	char		nulls[7];
 	OwnerSwitch saved;
 	text	   *name;
 	uint64		made;
@@ -739,16 +791,27 @@ event_store_route_to_outbox(PG_FUNCTION_ARGS)
 	}
 	if (!PG_ARGISNULL(5))
 		(void) fill_payload(NULL, PG_GETARG_JSONB_P(5));
-	for (int i = 0; i < 6; i++)
+	for (int i = 0; i < lengthof(values); i++)
 	{
 		values[i] = PG_GETARG_DATUM(i);
 		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
 	}
 	owner_begin(&saved);
+	if (!PG_ARGISNULL(6))
+	{
+		if (SPI_execute_with_args("SELECT FROM event_store.translation AS t WHERE t.name = $1 FOR KEY SHARE",
+								  1, &types[6], &values[6], NULL, false, 0) != SPI_OK_SELECT)
+			elog(ERROR, "could not look for a translation");
+		if (SPI_processed == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_VE_NO_TRANSLATION),
+					 errmsg("translation \"%s\" does not exist",
+							text_to_cstring(PG_GETARG_TEXT_PP(6)))));
+	}
 	if (SPI_execute_with_args("INSERT INTO event_store.outbox_route"
-							  " (name, categories, types, topic, key, payload)"
-							  " VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
-							  6, types, values, nulls, false, 0) != SPI_OK_INSERT)
+							  " (name, categories, types, topic, key, payload, translation)"
+							  " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
+							  7, types, values, nulls, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not write a route");
 	made = SPI_processed;
 	owner_end(&saved);

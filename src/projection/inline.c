@@ -86,36 +86,12 @@ next_appended(EventSource *source, Datum *values, bool *nulls)
 	while (own->next < append->nevents)
 	{
 		EventInput *event = &append->events[own->next++];
-		const StreamInput *stream = &append->streams[event->stream];
 		MemoryContext saved;
 
 		if (!is_wanted(own->projection, append, event))
 			continue;
 		saved = MemoryContextSwitchTo(own->context);
-		memset(nulls, false, sizeof(bool) * RE_NATTS);
-		values[RE_POSITION] = Int64GetDatum(event->position);
-		values[RE_STREAM] = PointerGetDatum(cstring_to_text_with_len(stream->name, stream->len));
-		values[RE_VERSION] = Int32GetDatum(event->version);
-		values[RE_TYPE] = PointerGetDatum(cstring_to_text_with_len(event->type, event->type_len));
-		values[RE_SCHEMA_VERSION] = Int32GetDatum(event->schema_version);
-		if (event->has_event_id)
-			own->made_id = event->event_id;
-		else
-			ids_derive(&own->made_id, event->position, append->recorded_at, own->id_key);
-		values[RE_EVENT_ID] = UUIDPGetDatum(&own->made_id);
-		values[RE_RECORDED_AT] = TimestampTzGetDatum(append->recorded_at);
-		values[RE_OCCURRED_AT] = TimestampTzGetDatum(event->has_occurred_at ? event->occurred_at :
-													 append->recorded_at);
-		nulls[RE_SOURCE] = event->source == NULL;
-		if (event->source != NULL)
-			values[RE_SOURCE] = PointerGetDatum(cstring_to_text_with_len(event->source,
-																		 event->source_len));
-		nulls[RE_CORRELATION_ID] = !event->has_correlation_id;
-		values[RE_CORRELATION_ID] = event->correlation_id;
-		nulls[RE_CAUSATION_ID] = !event->has_causation_id;
-		values[RE_CAUSATION_ID] = UUIDPGetDatum(&event->causation_id);
-		values[RE_DATA] = event->data;
-		values[RE_METADATA] = event->metadata;
+		append_recorded_values(append, event, own->id_key, &own->made_id, values, nulls);
 		MemoryContextSwitchTo(saved);
 		return true;
 	}

@@ -1539,3 +1539,39 @@ stream_init(void)
 	bulk_init();
 	scan_init();
 }
+
+/*
+ * The columns of recorded_event of an event that a hook is shown; what has to be
+ * made is in the current memory context, the id at *made_id.
+ */
+void
+append_recorded_values(const AppendBatch *append, const EventInput *event, int64 id_key,
+					   pg_uuid_t *made_id, Datum *values, bool *nulls)
+{
+	const StreamInput *stream = &append->streams[event->stream];
+
+	memset(nulls, false, sizeof(bool) * RE_NATTS);
+	values[RE_POSITION] = Int64GetDatum(event->position);
+	values[RE_STREAM] = PointerGetDatum(cstring_to_text_with_len(stream->name, stream->len));
+	values[RE_VERSION] = Int32GetDatum(event->version);
+	values[RE_TYPE] = PointerGetDatum(cstring_to_text_with_len(event->type, event->type_len));
+	values[RE_SCHEMA_VERSION] = Int32GetDatum(event->schema_version);
+	if (event->has_event_id)
+		*made_id = event->event_id;
+	else
+		ids_derive(made_id, event->position, append->recorded_at, id_key);
+	values[RE_EVENT_ID] = UUIDPGetDatum(made_id);
+	values[RE_RECORDED_AT] = TimestampTzGetDatum(append->recorded_at);
+	values[RE_OCCURRED_AT] = TimestampTzGetDatum(event->has_occurred_at ? event->occurred_at :
+												 append->recorded_at);
+	nulls[RE_SOURCE] = event->source == NULL;
+	if (event->source != NULL)
+		values[RE_SOURCE] = PointerGetDatum(cstring_to_text_with_len(event->source,
+																	 event->source_len));
+	nulls[RE_CORRELATION_ID] = !event->has_correlation_id;
+	values[RE_CORRELATION_ID] = event->correlation_id;
+	nulls[RE_CAUSATION_ID] = !event->has_causation_id;
+	values[RE_CAUSATION_ID] = UUIDPGetDatum(unconstify(pg_uuid_t *, &event->causation_id));
+	values[RE_DATA] = event->data;
+	values[RE_METADATA] = event->metadata;
+}

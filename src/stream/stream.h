@@ -145,6 +145,8 @@ extern void append_guard(const char *what);
 extern int64 append_expected_version(FunctionCallInfo fcinfo, int n);
 extern void append_read_arguments(FunctionCallInfo fcinfo, int n, bool has_event_id,
 								  StreamInput *stream, EventInput *event);
+extern void append_recorded_values(const AppendBatch *append, const EventInput *event,
+								   int64 id_key, pg_uuid_t *made_id, Datum *values, bool *nulls);
 extern void append_result_values(const StreamInput *stream, Datum *values, bool *nulls);
 extern Datum append_result_datum(const StreamInput *stream);
 

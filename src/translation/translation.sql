@@ -36,7 +36,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_drop_tran
 REVOKE ALL ON FUNCTION event_store.drop_translation(text) FROM PUBLIC;
 ALTER FUNCTION event_store.drop_translation(text) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.drop_translation(text) IS
-'drop_translation(name) -> void: drops a translation. Only the owner of the store may. Raises VE023 if there is none of that name, 25006 where nothing may be written.';
+'drop_translation(name) -> void: drops a translation. Only the owner of the store may. Raises VE023 if there is none of that name, 23503 if a route of the outbox names it, 25006 where nothing may be written.';
 
 CREATE FUNCTION event_store.translate(name text, event event_store.recorded_event)
 RETURNS SETOF event_store.recorded_event
