@@ -276,7 +276,7 @@ lookup_name(const NameTable *table, Datum name, Snapshot snapshot,
 	bool		found;
 
 	key_text(&key, 1, BTEqualStrategyNumber, name);
-	probe_open(&probe, table->table, table->name_index, AccessShareLock,
+	probe_open(&probe, table->table, &table->name_index, AccessShareLock,
 			   snapshot, &key, 1);
 	found = probe_next(&probe, ForwardScanDirection);
 	if (found)
@@ -302,7 +302,7 @@ id_is_taken(const NameTable *table, int32 id)
 
 	InitDirtySnapshot(dirty);
 	key_int32(&key, 1, BTEqualStrategyNumber, id);
-	probe_open(&probe, table->table, table->id_index, AccessShareLock,
+	probe_open(&probe, table->table, &table->id_index, AccessShareLock,
 			   &dirty, &key, 1);
 	found = probe_next(&probe, ForwardScanDirection);
 	probe_close(&probe, false);
@@ -463,7 +463,7 @@ names_text(NameKind kind, int32 id)
 	if (likely(name != NULL))
 		return name;
 	key_int32(&scankey, 1, BTEqualStrategyNumber, id);
-	probe_open(&probe, store->names[kind].table, store->names[kind].id_index,
+	probe_open(&probe, store->names[kind].table, &store->names[kind].id_index,
 			   AccessShareLock, SnapshotSelf, &scankey, 1);
 	name = probed_name(key, &probe, NAME_ATT_NAME);
 	probe_close(&probe, false);
@@ -542,7 +542,7 @@ names_stream(int64 stream_id, StreamNames *lookup, Snapshot snapshot)
 		probe_again(&lookup->probe, &scankey, 1);
 	else
 	{
-		probe_open(&lookup->probe, store->stream, store->stream_id_index,
+		probe_open(&lookup->probe, store->stream, &store->stream_id_index,
 				   AccessShareLock, snapshot, &scankey, 1);
 		lookup->open = true;
 	}
@@ -553,7 +553,7 @@ names_stream(int64 stream_id, StreamNames *lookup, Snapshot snapshot)
 	{
 		Probe		probe;
 
-		probe_open(&probe, store->stream, store->stream_id_index,
+		probe_open(&probe, store->stream, &store->stream_id_index,
 				   AccessShareLock, SnapshotSelf, &scankey, 1);
 		name = probed_name(stream_id, &probe, ST_NAME);
 		probe_close(&probe, false);
@@ -602,7 +602,7 @@ names_note_content(int32 category_id, int32 type_id, int64 segment)
 	key_int32(&keys[0], 1, BTEqualStrategyNumber, category_id);
 	key_int64(&keys[1], 2, BTEqualStrategyNumber, segment);
 	key_int32(&keys[2], 3, BTEqualStrategyNumber, type_id);
-	probe_open(&probe, store->segment_content, store->content_category_index,
+	probe_open(&probe, store->segment_content, &store->content_category_index,
 			   AccessShareLock, SnapshotSelf, keys, 3);
 	while (probe_next(&probe, ForwardScanDirection))
 	{

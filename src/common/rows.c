@@ -97,11 +97,19 @@ begin_probe(Probe *probe, Relation heap, Oid index, LOCKMODE lock,
 	index_rescan(probe->scan, keys, nkeys, NULL, 0);
 }
 
+/*
+ * The index is named by where its oid stands, mostly in what catalog_store() gives:
+ * REINDEX CONCURRENTLY may put another in its place, and drop this one, until the
+ * table is locked.
+ */
 void
-probe_open(Probe *probe, Oid heap, Oid index, LOCKMODE lock,
+probe_open(Probe *probe, Oid heap, const Oid *index, LOCKMODE lock,
 		   Snapshot snapshot, ScanKey keys, int nkeys)
 {
-	begin_probe(probe, table_open(heap, lock), index, lock, snapshot, keys, nkeys, false);
+	Relation	rel = table_open(heap, lock);
+
+	(void) catalog_store();
+	begin_probe(probe, rel, *index, lock, snapshot, keys, nkeys, false);
 }
 
 /* Another range of the same index. */

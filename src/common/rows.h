@@ -44,7 +44,7 @@ typedef struct RowFetch
 	struct IndexFetchTableData *state;
 } RowFetch;
 
-extern void probe_open(Probe *probe, Oid heap, Oid index, LOCKMODE lock,
+extern void probe_open(Probe *probe, Oid heap, const Oid *index, LOCKMODE lock,
 					   Snapshot snapshot, ScanKey keys, int nkeys);
 extern void probe_again(Probe *probe, ScanKey keys, int nkeys);
 extern bool probe_next(Probe *probe, ScanDirection direction);

@@ -161,7 +161,7 @@ read_windows(Snapshot snapshot, Window **list, int *n)
 	(*list)[0].keep_usec = DEFAULT_KEEP_DAYS * USECS_PER_DAY;
 	(*list)[0].shared_until = DT_NOBEGIN;
 	*n = 1;
-	probe_open(&probe, store->inbox_window, store->inbox_window_index, AccessShareLock,
+	probe_open(&probe, store->inbox_window, &store->inbox_window_index, AccessShareLock,
 			   snapshot, NULL, 0);
 	while (probe_next(&probe, ForwardScanDirection))
 	{
@@ -199,7 +199,7 @@ read_turn(Window *window, Snapshot snapshot)
 
 	window->last_sealed_at = window->oldest_sealed_at = DT_NOBEGIN;
 	key_int32(&key, 1, BTEqualStrategyNumber, window->id);
-	probe_open(&probe, store->inbox_turn, store->inbox_turn_index, AccessShareLock,
+	probe_open(&probe, store->inbox_turn, &store->inbox_turn_index, AccessShareLock,
 			   snapshot, &key, 1);
 	window->has_turn = probe_next(&probe, ForwardScanDirection);
 	if (window->has_turn)

@@ -132,7 +132,7 @@ policy_has_failures(void)
 	bool		found;
 
 	key_int32(&key, 1, BTEqualStrategyNumber, OUTBOX_ID);
-	probe_open(&probe, store->subscription_failure, store->subscription_failure_index,
+	probe_open(&probe, store->subscription_failure, &store->subscription_failure_index,
 			   AccessShareLock, SnapshotSelf, &key, 1);
 	found = probe_next(&probe, ForwardScanDirection);
 	probe_close(&probe, false);

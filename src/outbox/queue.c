@@ -152,7 +152,7 @@ queue_seek(QueueScan *scan, int slot, int64 after, int64 to)
 		if (scan->open[i])
 			probe_again(&scan->probes[i], keys, 3);
 		else
-			probe_open(&scan->probes[i], store->outbox[i], store->outbox_index[i],
+			probe_open(&scan->probes[i], store->outbox[i], &store->outbox_index[i],
 					   AccessShareLock, scan->snapshot, keys, 3);
 		scan->open[i] = true;
 		scan->there[i] = probe_next(&scan->probes[i], ForwardScanDirection);

@@ -91,7 +91,7 @@ rotate_next_due(void)
 
 	ScanKeyInit(&key, 1, BTGreaterStrategyNumber, F_TIMESTAMPTZ_GT,
 				TimestampTzGetDatum(DT_NOBEGIN));
-	probe_open(&probe, store->outbox_delayed, store->outbox_delayed_index, AccessShareLock,
+	probe_open(&probe, store->outbox_delayed, &store->outbox_delayed_index, AccessShareLock,
 			   SnapshotSelf, &key, 1);
 	if (probe_next(&probe, ForwardScanDirection))
 		due = DatumGetTimestampTz(probe_value(&probe, OM_DUE, &isnull));
@@ -259,7 +259,7 @@ is_drained(int n)
 		key_int32(&keys[0], 1, BTEqualStrategyNumber, slot);
 		key_int64(&keys[1], 2, BTGreaterStrategyNumber, state.checkpoint);
 		if (i == 0)
-			probe_open(&probe, store->outbox[n], store->outbox_index[n], AccessShareLock,
+			probe_open(&probe, store->outbox[n], &store->outbox_index[n], AccessShareLock,
 					   SnapshotSelf, keys, 2);
 		else
 			probe_again(&probe, keys, 2);

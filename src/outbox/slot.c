@@ -101,7 +101,7 @@ read_last(SlotReader *reader, int n, int slot, SlotState *state)
 
 		key_int32(&keys[0], 1, BTEqualStrategyNumber, slot);
 		key_int64(&keys[1], 2, BTGreaterEqualStrategyNumber, 0);
-		probe_open(probe, store->outbox_slot[n], store->outbox_slot_index[n], AccessShareLock,
+		probe_open(probe, store->outbox_slot[n], &store->outbox_slot_index[n], AccessShareLock,
 				   SnapshotSelf, keys, 2);
 		reader->open[n] = true;
 	}

@@ -842,7 +842,7 @@ stored_state(StateReader *reader, text *key, bool *isnull)
 	if (reader->opened)
 		probe_again(&reader->probe, keys, 2);
 	else
-		probe_open(&reader->probe, reader->table, reader->index, AccessShareLock,
+		probe_open(&reader->probe, reader->table, &reader->index, AccessShareLock,
 				   reader->snapshot, keys, 2);
 	reader->opened = true;
 	*isnull = true;

@@ -100,7 +100,7 @@ policy_find(text *fold, SnapshotPolicy *policy)
 	bool		found;
 
 	key_text(&key, 1, BTEqualStrategyNumber, PointerGetDatum(fold));
-	probe_open(&probe, store->snapshot_policy, store->snapshot_policy_index,
+	probe_open(&probe, store->snapshot_policy, &store->snapshot_policy_index,
 			   AccessShareLock, GetActiveSnapshot(), &key, 1);
 	found = probe_next(&probe, ForwardScanDirection);
 	if (found)

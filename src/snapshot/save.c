@@ -55,7 +55,7 @@ open_saved(Probe *probe, const StateKey *key, int64 until_version, Snapshot snap
 	key_int32(&keys[2], 3, BTEqualStrategyNumber, key->schema_version);
 	key_int32(&keys[3], 4, BTLessEqualStrategyNumber,
 			  (int32) Min(until_version, PG_INT32_MAX));
-	probe_open(probe, store->snapshot, store->snapshot_index, AccessShareLock,
+	probe_open(probe, store->snapshot, &store->snapshot_index, AccessShareLock,
 			   snapshot, keys, 4);
 }
 
@@ -289,7 +289,7 @@ saved_remove(int64 stream_id, const text *fold, int32 schema_version)
 	CommandCounterIncrement();
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	key_int64(&key, 1, BTEqualStrategyNumber, stream_id);
-	probe_open(&probe, store->snapshot, store->snapshot_index, AccessShareLock,
+	probe_open(&probe, store->snapshot, &store->snapshot_index, AccessShareLock,
 			   snapshot, &key, stream_id != 0 ? 1 : 0);
 	while (probe_next(&probe, ForwardScanDirection))
 	{
@@ -329,7 +329,7 @@ saved_sweep(const text *fold, int32 schema_version, int64 after_stream, bool *fi
 
 	LockRelationOid(store->snapshot, RowExclusiveLock);
 	key_int64(&key, 1, BTGreaterStrategyNumber, after_stream);
-	probe_open(&probe, store->snapshot, store->snapshot_index, AccessShareLock,
+	probe_open(&probe, store->snapshot, &store->snapshot_index, AccessShareLock,
 			   snapshot, &key, 1);
 	*finished = true;
 	while (probe_next(&probe, ForwardScanDirection))

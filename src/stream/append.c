@@ -138,7 +138,7 @@ open_stream_probe(Probe *probe, const char *name, int len, LOCKMODE lock,
 	const Store *store = catalog_store();
 
 	key_text_hash(key, 1, PointerGetDatum(cstring_to_text_with_len(name, len)));
-	probe_open(probe, store->stream, store->stream_hash_index, lock,
+	probe_open(probe, store->stream, &store->stream_hash_index, lock,
 			   snapshot, key, 1);
 }
 

@@ -223,7 +223,7 @@ event_store_streams(PG_FUNCTION_ARGS)
 			key_text(&keys[nkeys++], 1, BTLessStrategyNumber,
 					 CStringGetTextDatum(psprintf("%s.", name)));
 		}
-		probe_open(&probe, store->stream, store->stream_name_index, AccessShareLock,
+		probe_open(&probe, store->stream, &store->stream_name_index, AccessShareLock,
 				   snapshot, keys, nkeys);
 		while (left > 0 && probe_next(&probe, ForwardScanDirection))
 		{

@@ -491,7 +491,7 @@ next_noted(Reader *reader, int32 category_id, int32 type_id, int64 from,
 	const Store *store = catalog_store();
 	ScanKeyData keys[3];
 	Probe		probe;
-	Oid			index;
+	const Oid  *index;
 	int			n = 0;
 	bool		found;
 
@@ -505,8 +505,8 @@ next_noted(Reader *reader, int32 category_id, int32 type_id, int64 from,
 	key_int64(&keys[n], n + 1, reader->request.backward ?
 			  BTLessEqualStrategyNumber : BTGreaterEqualStrategyNumber, from);
 	n++;
-	index = category_id == 0 ? store->content_type_index :
-		type_id == 0 ? store->content_category_index : store->content_pair_index;
+	index = category_id == 0 ? &store->content_type_index :
+		type_id == 0 ? &store->content_category_index : &store->content_pair_index;
 	probe_open(&probe, store->segment_content, index, AccessShareLock,
 			   reader->snapshot, keys, n);
 	found = probe_next(&probe, direction(reader));
@@ -530,7 +530,7 @@ add_noted_pairs(Reader *reader, int32 category_id, int32 type_id, int64 segment,
 			  category_id != 0 ? category_id : type_id);
 	key_int64(&keys[1], 2, BTEqualStrategyNumber, segment);
 	probe_open(&probe, store->segment_content,
-			   category_id != 0 ? store->content_category_index : store->content_type_index,
+			   category_id != 0 ? &store->content_category_index : &store->content_type_index,
 			   AccessShareLock, reader->snapshot, keys, 2);
 	while (probe_next(&probe, ForwardScanDirection))
 	{
