@@ -442,7 +442,7 @@ event_store_rotate_inbox(PG_FUNCTION_ARGS)
 	PreventCommandIfParallelMode("event_store.rotate_inbox()");
 
 	/* an empty part stays locked to the end of the transaction: a short one only */
-	if (!IsBackgroundWorker && (IsTransactionBlock() || IsSubTransaction() ||
+	if (MyBackendType != B_BG_WORKER && (IsTransactionBlock() || IsSubTransaction() ||
 								IsolationUsesXactSnapshot()))
 	{
 		(void) start_process(0, true);
