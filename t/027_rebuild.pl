@@ -181,7 +181,7 @@ is(wait_workers(@workers), 0, 'all readers saw models as they were at some posit
 note "changes of places: $_ $done{$_}" foreach sort keys %done;
 note "reads: " . join ' ', split /\n/, slurp_file("$dir/reads");
 ok($node->poll_query_until('postgres', 'SELECT sum(open_events) = 0 FROM event_store.projections WHERE name !~ $$\(old\)$$'), 'all is applied');
-query_is($node, 'postgres', 'all equals what the log says', 't|t|t|t', 'SELECT s.is_right AND s.p = event_store.last_position(), e.is_right, f.is_right, i.is_right FROM set_is s, event_is e, fold_is f, inline_is i');
+query_is($node, 'postgres', 'all equals what the log says', 't|t|t|t', 'SELECT s.is_right AND s.p = (SELECT max(position) FROM event_store.events), e.is_right, f.is_right, i.is_right FROM set_is s, event_is e, fold_is f, inline_is i');
 query_is($node, 'postgres', 'identity has no gap but those of rollbacks', 't', 'SELECT max(id) >= count(*) AND min(id) = 1 FROM in_event');
 $main->run("SELECT event_store.cancel_rebuild(name) FROM event_store.projections WHERE name !~ '\\('");
 $main->run('SELECT event_store.refresh_projections()');
@@ -323,7 +323,8 @@ query_is($node, 'postgres', 'and readers see the old model', '1000', 'SELECT cou
 $main->run(q(SET slow.seconds = 0));
 # autovacuum may be in the way
 wait_until(sub {
-	$main->run(q(CALL event_store.catch_up_projection('slow')));
+	$main->try(q(CALL event_store.catch_up_projection('slow')));
+	die $main->{message} if $main->{sqlstate} !~ /^(00000|55006)$/;
 	return $main->run('SELECT count(*) FROM event_store.projection_rebuilds') == 0;
 });
 query_is($node, 'postgres', 'then it goes on, each event once', 't|1000|0', q(SELECT bool_and(p = position), count(*), (SELECT count(*) FROM event_store.projection_rebuilds) FROM slow FULL JOIN (SELECT position FROM event_store.events WHERE category = 'slow') e ON p = position));

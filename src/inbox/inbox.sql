@@ -43,7 +43,7 @@ COMMENT ON COLUMN event_store.inbox_turn.opened_at IS 'since when they are';
 COMMENT ON COLUMN event_store.inbox_turn.last_sealed_at IS 'when no transaction that had written into the last part was left; NULL: not yet known';
 COMMENT ON COLUMN event_store.inbox_turn.oldest_sealed_at IS 'the same for the oldest';
 COMMENT ON COLUMN event_store.inbox_turn.oldest_is_empty IS 'whether the oldest has been emptied since';
-SELECT pg_extension_config_dump('event_store.inbox_turn', 'WHERE false');
+SELECT pg_extension_config_dump('event_store.inbox_turn', '');
 
 -- The parts of window 0; those of other windows are made by set_dedup_window().
 CREATE TABLE event_store.inbox_0_0 (

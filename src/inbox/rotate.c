@@ -67,6 +67,15 @@ static Statement make_turn = {
 	1, {INT4OID}
 };
 
+/* do the parts of a window go with the extension? */
+static Statement owned = {
+	"SELECT FROM pg_catalog.pg_depend AS d"
+	" WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = $1"
+	" AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = $2"
+	" AND d.deptype = 'a'",
+	2, {OIDOID, OIDOID}
+};
+
 static Statement seal = {
 	"UPDATE event_store.inbox_turn SET"
 	" last_sealed_at = CASE WHEN $2 THEN pg_catalog.clock_timestamp() ELSE last_sealed_at END,"
@@ -228,6 +237,15 @@ plan_rotation(int32 id, Rotation *rotation)
 		window_own_parts(window);
 		window->opened_at = GetCurrentTimestamp();
 		CacheInvalidateRelcacheByRelid(catalog_store()->inbox_window);
+	}
+	else if (window->id != 0)
+	{
+		/* not in a store that was restored */
+		Datum		oids[2] = {ObjectIdGetDatum(window->parts[0]),
+		ObjectIdGetDatum(catalog_store()->inbox_window)};
+
+		if (plans_execute(&owned, oids, NULL) == 0)
+			window_own_parts(window);
 	}
 	seal_last = window->last_sealed_at == DT_NOBEGIN &&
 		try_seal(window->parts[WINDOW_LAST(window->turn)]);
