@@ -300,7 +300,8 @@ FAILED=0
 
 # Runs a command and adds its lines "N passed, N failed", or "name: N passed, N
 # failed", to PASSED and FAILED. Shows its output, with [$1] before each line
-# unless that is empty. A command that fails without a failure is one.
+# unless that is empty. A command that fails without a failure is one. What it
+# says of its failures is kept in $WORK/failures.
 run_counted() {
 	local name=$1 log=$WORK/counted.log status=0 passed failed
 	shift
@@ -311,6 +312,7 @@ run_counted() {
 			passed += $(NF - 3); failed += $(NF - 1)
 		}
 		END { print passed + 0, failed + 0 }' "$log")
+	sed -n "/== What failed/,/passed, [0-9]* failed\$/${name:+s/^/[$name] /}p" "$log" >>"$WORK/failures"
 	if [ "$status" != 0 ] && [ "$failed" = 0 ]; then failed=1; fi
 	PASSED=$((PASSED + passed)) FAILED=$((FAILED + failed))
 }
