@@ -277,35 +277,32 @@ run_event_work(void)
 }
 
 /*
- * Does what it is asked for, each in a transaction of its own.  Who asks waits for a
+ * Does what it is asked for, in a transaction of its own.  Who asks waits for a
  * moment, and then does it himself, so an error is logged, and nothing else.
  */
 static void
-run_errands(const uint64 *keys, int count)
+run_errand(uint64 key)
 {
-	for (int i = 0; i < count; i++)
-	{
-		MemoryContext context = CurrentMemoryContext;
+	MemoryContext context = CurrentMemoryContext;
 
-		PG_TRY();
-		{
-			/* who asked is told that it is there */
-			begin_for_others("dealing with what was asked for");
-			if (store_is_ours())
-				errand(keys[i]);
-			PopActiveSnapshot();
-			CommitTransactionCommand();
-		}
-		PG_CATCH();
-		{
-			log_error(context);
-		}
-		PG_END_TRY();
-		StartTransactionCommand();
-		wake_askers(keys[i]);
+	PG_TRY();
+	{
+		/* who asked is told that it is there */
+		begin_for_others("dealing with what was asked for");
+		if (store_is_ours())
+			errand(key);
+		PopActiveSnapshot();
 		CommitTransactionCommand();
-		pgstat_report_stat(false);
 	}
+	PG_CATCH();
+	{
+		log_error(context);
+	}
+	PG_END_TRY();
+	StartTransactionCommand();
+	wake_askers(key);
+	CommitTransactionCommand();
+	pgstat_report_stat(false);
 }
 
 /*
@@ -381,7 +378,8 @@ work(int64 notified)
 			noted = notified;
 			noted_at = now;
 		}
-		run_errands(asked, nasked);
+		for (int i = 0; i < nasked; i++)
+			run_errand(asked[i]);
 		if (asked != NULL)
 			pfree(asked);
 		now = GetCurrentTimestamp();
