@@ -63,7 +63,7 @@ relcache_callback(Datum arg, Oid relid)
  * ----------------------------------------------------------------
  */
 
-#define SHAPE_MAX	15
+#define SHAPE_MAX	30
 
 static const Oid shapes[][SHAPE_MAX] = {
 	[SHAPE_EVENT] = {INT8OID, INT8OID, TIMESTAMPTZOID, INT4OID, INT4OID, INT4OID,
@@ -77,6 +77,10 @@ static const Oid shapes[][SHAPE_MAX] = {
 	[SHAPE_APPEND_RESULT] = {TEXTOID, INT4OID, INT4OID, INT8OID, INT8OID, BOOLOID},
 	[SHAPE_RECORDED_EVENT] = {INT8OID, TEXTOID, INT4OID, TEXTOID, INT4OID, UUIDOID,
 		TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TEXTOID, UUIDOID, JSONBOID, JSONBOID},
+	[SHAPE_PROJECTION] = {INT4OID, INT8OID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
+		TEXTARRAYOID, TEXTARRAYOID, TEXTOID, OIDOID, INT8OID, TEXTOID, TEXTOID, BOOLOID, INT4OID,
+		INT4OID, INTERVALOID, TEXTOID, INT4OID, INTERVALOID, FLOAT8OID, INTERVALOID, TEXTARRAYOID,
+		INT4OID, BOOLOID, INT8OID, INT8OID, TIMESTAMPTZOID},
 	[SHAPE_CHECKPOINT] = {INT4OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID, FLOAT8OID, TIMESTAMPTZOID},
 	[SHAPE_CURSOR] = {INT4OID, INT8OID, INT8OID, INT8ARRAYOID, INT8OID, INT8OID, INT8OID,
 		TIMESTAMPTZOID, FLOAT8OID, INT4OID},
@@ -185,15 +189,8 @@ catalog_relation(const char *name)
 }
 
 static void
-look_up_store(void)
+look_up_log(void)
 {
-	memset(&store, 0, sizeof(store));
-	store.schema = get_namespace_oid("event_store", true);
-	if (!OidIsValid(store.schema))
-		ereport(ERROR,
-				(errcode(ERRCODE_VE_STORE_DAMAGED),
-				 errmsg("schema \"event_store\" does not exist"),
-				 errhint("Run CREATE EXTENSION event_store.")));
 	store.event = relation_or_error("event");
 	store.events_view = relation_or_error("events");
 	store.stream = relation_or_error("stream");
@@ -206,21 +203,71 @@ look_up_store(void)
 	store.content_pair_index = relation_or_error("segment_content_pair");
 	store.counter = relation_or_error("position_counter");
 	store.settings = relation_or_error("store");
-	store.subscription_cursor = relation_or_error("subscription_cursor");
 	store.subscriptions_view = relation_or_error("subscriptions");
 	store.projection = relation_or_error("projection");
+	store.outbox_route = relation_or_error("outbox_route");
+	store.append_result = type_or_error("append_result");
+	store.recorded_event = type_or_error("recorded_event");
+	store.append_result_rel = relation_or_error("append_result");
+	store.recorded_event_rel = relation_or_error("recorded_event");
+	check_shape(store.event, SHAPE_EVENT);
+	check_shape(store.events_view, SHAPE_VIEW);
+	check_shape(store.stream, SHAPE_STREAM);
+	check_shape(store.segment_content, SHAPE_CONTENT);
+	check_shape(store.counter, SHAPE_COUNTER);
+	check_shape(store.projection, SHAPE_PROJECTION);
+	check_shape(store.append_result_rel, SHAPE_APPEND_RESULT);
+	check_shape(store.recorded_event_rel, SHAPE_RECORDED_EVENT);
+	for (int i = 0; i < NAME_KINDS; i++)
+	{
+		const char *name = name_table_names[i];
+
+		store.names[i].table = relation_or_error(name);
+		store.names[i].id_index = relation_or_error(psprintf("%s_pkey", name));
+		store.names[i].name_index =
+			relation_or_error(psprintf("%s_name_key", name));
+		store.names[i].id_sequence = relation_or_error(psprintf("%s_id", name));
+		check_shape(store.names[i].table, SHAPE_NAME);
+	}
+}
+
+static void
+look_up_consumers(void)
+{
+	store.subscription_cursor = relation_or_error("subscription_cursor");
+	store.subscription_failure = relation_or_error("subscription_failure");
+	store.subscription_failure_index = relation_or_error("subscription_failure_pkey");
 	store.projection_checkpoint = relation_or_error("projection_checkpoint");
+	check_shape(store.subscription_cursor, SHAPE_CURSOR);
+	check_shape(store.projection_checkpoint, SHAPE_CHECKPOINT);
+}
+
+static void
+look_up_snapshots(void)
+{
 	store.snapshot = relation_or_error("snapshot");
 	store.snapshot_index = relation_or_error("snapshot_pkey");
 	store.snapshot_id = relation_or_error("snapshot_id");
 	store.snapshot_policy = relation_or_error("snapshot_policy");
 	store.snapshot_policy_index = relation_or_error("snapshot_policy_pkey");
+	check_shape(store.snapshot, SHAPE_SNAPSHOT);
+	check_shape(store.snapshot_policy, SHAPE_SNAPSHOT_POLICY);
+}
+
+static void
+look_up_inbox(void)
+{
 	store.inbox_window = relation_or_error("inbox_window");
 	store.inbox_window_index = relation_or_error("inbox_window_pkey");
 	store.inbox_turn = relation_or_error("inbox_turn");
 	store.inbox_turn_index = relation_or_error("inbox_turn_pkey");
-	store.subscription_failure = relation_or_error("subscription_failure");
-	store.subscription_failure_index = relation_or_error("subscription_failure_pkey");
+	check_shape(store.inbox_window, SHAPE_INBOX_WINDOW);
+	check_shape(store.inbox_turn, SHAPE_INBOX_TURN);
+}
+
+static void
+look_up_outbox(void)
+{
 	for (int i = 0; i < OUTBOX_TABLES; i++)
 	{
 		store.outbox[i] = relation_or_error(psprintf("outbox_%d", i));
@@ -237,37 +284,43 @@ look_up_store(void)
 	store.outbox_slot_current = relation_or_error("outbox_slot_current");
 	store.outbox_delayed = relation_or_error("outbox_delayed");
 	store.outbox_delayed_index = relation_or_error("outbox_delayed_due");
-	check_shape(store.outbox_delayed, SHAPE_OUTBOX_DELAYED);
 	store.outbox_policy = relation_or_error("outbox_policy");
-	store.outbox_route = relation_or_error("outbox_route");
-	store.append_result = type_or_error("append_result");
-	store.recorded_event = type_or_error("recorded_event");
-	store.append_result_rel = relation_or_error("append_result");
-	store.recorded_event_rel = relation_or_error("recorded_event");
-	check_shape(store.event, SHAPE_EVENT);
-	check_shape(store.events_view, SHAPE_VIEW);
-	check_shape(store.stream, SHAPE_STREAM);
-	check_shape(store.segment_content, SHAPE_CONTENT);
-	check_shape(store.counter, SHAPE_COUNTER);
-	check_shape(store.append_result_rel, SHAPE_APPEND_RESULT);
-	check_shape(store.recorded_event_rel, SHAPE_RECORDED_EVENT);
-	check_shape(store.subscription_cursor, SHAPE_CURSOR);
-	check_shape(store.projection_checkpoint, SHAPE_CHECKPOINT);
-	check_shape(store.snapshot, SHAPE_SNAPSHOT);
-	check_shape(store.snapshot_policy, SHAPE_SNAPSHOT_POLICY);
-	check_shape(store.inbox_window, SHAPE_INBOX_WINDOW);
-	check_shape(store.inbox_turn, SHAPE_INBOX_TURN);
-	for (int i = 0; i < NAME_KINDS; i++)
-	{
-		const char *name = name_table_names[i];
+	check_shape(store.outbox_delayed, SHAPE_OUTBOX_DELAYED);
+}
 
-		store.names[i].table = relation_or_error(name);
-		store.names[i].id_index = relation_or_error(psprintf("%s_pkey", name));
-		store.names[i].name_index =
-			relation_or_error(psprintf("%s_name_key", name));
-		store.names[i].id_sequence = relation_or_error(psprintf("%s_id", name));
-		check_shape(store.names[i].table, SHAPE_NAME);
-	}
+/*
+ * What lies beside the log is looked up when it is first asked for: a session that
+ * is made for one append shall not pay for it.
+ */
+typedef enum StorePart
+{
+	PART_CONSUMERS,
+	PART_SNAPSHOTS,
+	PART_INBOX,
+	PART_OUTBOX,
+	PARTS
+} StorePart;
+
+static void (*const look_up_part[PARTS]) (void) = {
+	look_up_consumers, look_up_snapshots, look_up_inbox, look_up_outbox
+};
+
+static bool part_wanted[PARTS];
+
+static void
+look_up_store(void)
+{
+	memset(&store, 0, sizeof(store));
+	store.schema = get_namespace_oid("event_store", true);
+	if (!OidIsValid(store.schema))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_STORE_DAMAGED),
+				 errmsg("schema \"event_store\" does not exist"),
+				 errhint("Run CREATE EXTENSION event_store.")));
+	look_up_log();
+	for (int i = 0; i < PARTS; i++)
+		if (part_wanted[i])
+			look_up_part[i] ();
 }
 
 const Store *
@@ -286,6 +339,43 @@ catalog_store(void)
 		store_valid = seen == messages;
 	}
 	return &store;
+}
+
+/* The generation stays: nothing was derived from a part before it was looked up. */
+static const Store *
+with_part(StorePart part)
+{
+	(void) catalog_store();
+	if (unlikely(!part_wanted[part]))
+	{
+		look_up_part[part] ();
+		part_wanted[part] = true;
+	}
+	return catalog_store();
+}
+
+const Store *
+catalog_consumers(void)
+{
+	return with_part(PART_CONSUMERS);
+}
+
+const Store *
+catalog_snapshots(void)
+{
+	return with_part(PART_SNAPSHOTS);
+}
+
+const Store *
+catalog_inbox(void)
+{
+	return with_part(PART_INBOX);
+}
+
+const Store *
+catalog_outbox(void)
+{
+	return with_part(PART_OUTBOX);
 }
 
 static void

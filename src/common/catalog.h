@@ -45,6 +45,13 @@ enum
 	ST_NATTS = ST_SEGMENTS
 };
 
+/* columns of event_store.projection, those that are read past the executor */
+enum
+{
+	PR_MODE = 5,
+	PR_PAUSED = 15
+};
+
 /* columns of event_store.snapshot */
 enum
 {
@@ -212,6 +219,10 @@ typedef struct NameTable
 	Oid			id_sequence;
 } NameTable;
 
+/*
+ * The log's are there always, and what each append asks for; the others are for who has
+ * called the function that the line above them names.
+ */
 typedef struct Store
 {
 	Oid			schema;
@@ -227,21 +238,31 @@ typedef struct Store
 	Oid			content_pair_index;
 	Oid			counter;
 	Oid			settings;
-	Oid			subscription_cursor;
 	Oid			subscriptions_view;
 	Oid			projection;
+	Oid			outbox_route;
+	Oid			append_result;	/* the type */
+	Oid			recorded_event; /* the type */
+	Oid			append_result_rel;	/* and what has its columns */
+	Oid			recorded_event_rel;
+	NameTable	names[NAME_KINDS];
+	/* catalog_consumers() */
+	Oid			subscription_cursor;
+	Oid			subscription_failure;
+	Oid			subscription_failure_index;
 	Oid			projection_checkpoint;
+	/* catalog_snapshots() */
 	Oid			snapshot;
 	Oid			snapshot_index;
 	Oid			snapshot_id;	/* the sequence */
 	Oid			snapshot_policy;
 	Oid			snapshot_policy_index;
+	/* catalog_inbox() */
 	Oid			inbox_window;
 	Oid			inbox_window_index;
 	Oid			inbox_turn;
 	Oid			inbox_turn_index;
-	Oid			subscription_failure;
-	Oid			subscription_failure_index;
+	/* catalog_outbox() */
 	Oid			outbox[OUTBOX_TABLES];
 	Oid			outbox_index[OUTBOX_TABLES];
 	Oid			outbox_current; /* the sequences that say which is written */
@@ -251,12 +272,6 @@ typedef struct Store
 	Oid			outbox_delayed;
 	Oid			outbox_delayed_index;
 	Oid			outbox_policy;
-	Oid			outbox_route;
-	Oid			append_result;	/* the type */
-	Oid			recorded_event; /* the type */
-	Oid			append_result_rel;	/* and what has its columns */
-	Oid			recorded_event_rel;
-	NameTable	names[NAME_KINDS];
 	uint64		generation;		/* another value: everything cached is void */
 } Store;
 
@@ -272,6 +287,7 @@ typedef enum CatalogShape
 	SHAPE_APPEND_RESULT,
 	SHAPE_RECORDED_EVENT,
 	SHAPE_CURSOR,
+	SHAPE_PROJECTION,
 	SHAPE_CHECKPOINT,
 	SHAPE_SNAPSHOT,
 	SHAPE_SNAPSHOT_POLICY,
@@ -302,6 +318,10 @@ catalog_message_is_news(Oid relid)
 extern bool catalog_has_shape(TupleDesc desc, CatalogShape shape);
 extern Oid	catalog_relation(const char *name);
 extern const Store *catalog_store(void);
+extern const Store *catalog_consumers(void);
+extern const Store *catalog_snapshots(void);
+extern const Store *catalog_inbox(void);
+extern const Store *catalog_outbox(void);
 extern bool catalog_store_exists(void);
 extern Oid	catalog_owner(const Store *store);
 extern void catalog_require_append(const Store *store);

@@ -236,13 +236,13 @@ plan_rotation(int32 id, Rotation *rotation)
 		(void) plans_execute(&make_turn, values, NULL);
 		window_own_parts(window);
 		window->opened_at = GetCurrentTimestamp();
-		CacheInvalidateRelcacheByRelid(catalog_store()->inbox_window);
+		CacheInvalidateRelcacheByRelid(catalog_inbox()->inbox_window);
 	}
 	else if (window->id != 0)
 	{
 		/* not in a store that was restored */
 		Datum		oids[2] = {ObjectIdGetDatum(window->parts[0]),
-		ObjectIdGetDatum(catalog_store()->inbox_window)};
+		ObjectIdGetDatum(catalog_inbox()->inbox_window)};
 
 		if (plans_execute(&owned, oids, NULL) == 0)
 			window_own_parts(window);
@@ -257,7 +257,7 @@ plan_rotation(int32 id, Rotation *rotation)
 		values[1] = BoolGetDatum(seal_last);
 		values[2] = BoolGetDatum(seal_oldest);
 		(void) plans_execute(&seal, values, NULL);
-		CacheInvalidateRelcacheByRelid(catalog_store()->inbox_window);
+		CacheInvalidateRelcacheByRelid(catalog_inbox()->inbox_window);
 		if (seal_last)
 			window->last_sealed_at = now;
 		if (seal_oldest)
@@ -295,7 +295,7 @@ carry_out(Rotation *rotation)
 	if (rotation->empty && part_is_empty(oldest))
 	{
 		(void) plans_execute(&note_empty, &value, NULL);
-		CacheInvalidateRelcacheByRelid(catalog_store()->inbox_window);
+		CacheInvalidateRelcacheByRelid(catalog_inbox()->inbox_window);
 		window->oldest_is_empty = true;
 	}
 
@@ -309,7 +309,7 @@ carry_out(Rotation *rotation)
 	{
 		(void) plans_execute(&turn, &value, NULL);
 		window_own_parts(window);
-		CacheInvalidateRelcacheByRelid(catalog_store()->inbox_window);
+		CacheInvalidateRelcacheByRelid(catalog_inbox()->inbox_window);
 	}
 	return emptied;
 }

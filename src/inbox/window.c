@@ -153,7 +153,7 @@ compare_windows(const void *a, const void *b)
 static void
 read_windows(Snapshot snapshot, Window **list, int *n)
 {
-	const Store *store = catalog_store();
+	const Store *store = catalog_inbox();
 	int			room = 8;
 	Probe		probe;
 
@@ -192,7 +192,7 @@ read_windows(Snapshot snapshot, Window **list, int *n)
 static void
 read_turn(Window *window, Snapshot snapshot)
 {
-	const Store *store = catalog_store();
+	const Store *store = catalog_inbox();
 	ScanKeyData key;
 	Probe		probe;
 	bool		isnull;
@@ -249,9 +249,9 @@ set_due(Window *window)
 static void
 load_windows(void)
 {
-	while (!valid || store_generation != catalog_store()->generation)
+	while (!valid || store_generation != catalog_inbox()->generation)
 	{
-		const Store *store = catalog_store();
+		const Store *store = catalog_inbox();
 		uint64		seen = messages;
 		uint64		seen_store = store->generation;
 		MemoryContext fresh = AllocSetContextCreate(CurrentMemoryContext,
@@ -393,7 +393,7 @@ window_own_parts(const Window *window)
 
 	if (window->id == 0)
 		return;
-	ObjectAddressSet(owner, RelationRelationId, catalog_store()->inbox_window);
+	ObjectAddressSet(owner, RelationRelationId, catalog_inbox()->inbox_window);
 	for (int i = 0; i < INBOX_PARTS; i++)
 	{
 		ObjectAddressSet(part, RelationRelationId, window->parts[i]);
@@ -464,7 +464,7 @@ event_store_set_dedup_window(PG_FUNCTION_ARGS)
 	int			guc_level;
 
 	guard("event_store.set_dedup_window()");
-	store = catalog_store();
+	store = catalog_inbox();
 	if (!PG_ARGISNULL(1))
 		check_keep_for(PG_GETARG_INTERVAL_P(1));
 	if (!PG_ARGISNULL(2) && (PG_GETARG_INT64(2) < 1 || PG_GETARG_INT64(2) > MAX_COUNT))
@@ -525,7 +525,7 @@ event_store_drop_dedup_window(PG_FUNCTION_ARGS)
 	bool		found;
 
 	guard("event_store.drop_dedup_window()");
-	store = catalog_store();
+	store = catalog_inbox();
 	values[0] = PointerGetDatum(entry_consumer(fcinfo, 0));
 	lock_windows();
 	guc_level = plans_connect();

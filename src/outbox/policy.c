@@ -73,7 +73,7 @@ policy_read(Subscription *outbox)
 	uint64		seen = messages;
 	int			n = 0;
 
-	if (cache.known && cache.relid == catalog_store()->outbox_policy &&
+	if (cache.known && cache.relid == catalog_outbox()->outbox_policy &&
 		cache.outbox.breaker_failures == 0)
 	{
 		*outbox = cache.outbox;
@@ -114,7 +114,7 @@ policy_read(Subscription *outbox)
 	outbox->breaker_until = isnull ? 0 : DatumGetTimestampTz(value);
 	owner_end(&saved);
 	cache.outbox = *outbox;
-	cache.relid = catalog_store()->outbox_policy;
+	cache.relid = catalog_outbox()->outbox_policy;
 	/* a message that came in meanwhile asks for one more round */
 	cache.known = seen == messages;
 	outbox->has_failures = policy_has_failures();
@@ -126,7 +126,7 @@ policy_read(Subscription *outbox)
 bool
 policy_has_failures(void)
 {
-	const Store *store = catalog_store();
+	const Store *store = catalog_consumers();
 	ScanKeyData key;
 	Probe		probe;
 	bool		found;
@@ -195,7 +195,7 @@ event_store_alter_outbox(PG_FUNCTION_ARGS)
 					" ON CONFLICT DO NOTHING", false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not write the policy of the outbox");
 	owner_end(&saved);
-	CacheInvalidateRelcacheByRelid(catalog_store()->outbox_policy);
+	CacheInvalidateRelcacheByRelid(catalog_outbox()->outbox_policy);
 	cache.known = false;
 	wake_at_end();
 	PG_RETURN_VOID();

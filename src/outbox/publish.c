@@ -154,7 +154,7 @@ publish_later(Message *message, const Interval *after)
 	values[OM_HEADERS - 1] = message->headers;
 	values[OM_PAYLOAD - 1] = message->payload;
 	values[OM_DUE - 1] = TimestampTzGetDatum(ack_lease_end(after));
-	rows_insert_small(catalog_store()->outbox_delayed, values, nulls);
+	rows_insert_small(catalog_outbox()->outbox_delayed, values, nulls);
 	CommandCounterIncrement();
 	return message->position;
 }

@@ -83,7 +83,7 @@ queue_sequence(Oid sequence)
 void
 queue_write(const Message *messages, int count)
 {
-	const Store *store = catalog_store();
+	const Store *store = catalog_outbox();
 	Oid			table = store->outbox[queue_sequence(store->outbox_current) % OUTBOX_TABLES];
 	Relation	rel;
 	CatalogIndexState indexes = rows_open_small(table, &rel);
@@ -141,7 +141,7 @@ queue_open(QueueScan *scan, bool hand_out)
 void
 queue_seek(QueueScan *scan, int slot, int64 after, int64 to)
 {
-	const Store *store = catalog_store();
+	const Store *store = catalog_outbox();
 	ScanKeyData keys[3];
 
 	key_int32(&keys[0], 1, BTEqualStrategyNumber, slot);

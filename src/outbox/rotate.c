@@ -83,7 +83,7 @@ static Statement take_due = {
 TimestampTz
 rotate_next_due(void)
 {
-	const Store *store = catalog_store();
+	const Store *store = catalog_outbox();
 	ScanKeyData key;
 	Probe		probe;
 	bool		isnull;
@@ -243,7 +243,7 @@ empty_table(const char *table, int n)
 static bool
 is_drained(int n)
 {
-	const Store *store = catalog_store();
+	const Store *store = catalog_outbox();
 	SlotReader	reader;
 	Probe		probe;
 	bool		drained = true;
@@ -282,7 +282,7 @@ is_drained(int n)
 static void
 leave_if_grown(void)
 {
-	const Store *store = catalog_store();
+	const Store *store = catalog_outbox();
 	int64		value = queue_sequence(store->outbox_current);
 	int			current = value % OUTBOX_TABLES;
 	int64		pages = pages_of(store->outbox[current]);
@@ -317,7 +317,7 @@ rotate_written(int count)
 static void
 rotate_messages(void)
 {
-	const Store *store = catalog_store();
+	const Store *store = catalog_outbox();
 	int			current = queue_sequence(store->outbox_current) % OUTBOX_TABLES;
 
 	for (int i = 1; i < OUTBOX_TABLES; i++)
@@ -369,7 +369,7 @@ is_evacuated(int current)
 static void
 rotate_slots(void)
 {
-	const Store *store = catalog_store();
+	const Store *store = catalog_outbox();
 	int64		value = queue_sequence(store->outbox_slot_current);
 	int			current = value % OUTBOX_SLOT_TABLES;
 	int			other = (current + 1) % OUTBOX_SLOT_TABLES;

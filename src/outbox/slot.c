@@ -85,7 +85,7 @@ find_last(Probe *probe, int slot, int64 from_version)
 static bool
 read_last(SlotReader *reader, int n, int slot, SlotState *state)
 {
-	const Store *store = catalog_store();
+	const Store *store = catalog_outbox();
 	Probe	   *probe = &reader->probes[n];
 	Datum		value;
 	bool		isnull;
@@ -132,7 +132,7 @@ read_last(SlotReader *reader, int n, int slot, SlotState *state)
 void
 slot_read(SlotReader *reader, int slot, SlotState *state)
 {
-	int			n = queue_sequence(catalog_store()->outbox_slot_current) % OUTBOX_SLOT_TABLES;
+	int			n = queue_sequence(catalog_outbox()->outbox_slot_current) % OUTBOX_SLOT_TABLES;
 
 	memset(state, 0, sizeof(SlotState));
 	state->slot = slot;
@@ -171,7 +171,7 @@ slot_end(SlotReader *reader)
 void
 slot_write(SlotState *state, int64 acknowledged)
 {
-	const Store *store = catalog_store();
+	const Store *store = catalog_outbox();
 	int			n = queue_sequence(store->outbox_slot_current) % OUTBOX_SLOT_TABLES;
 	Datum		values[OS_NATTS] = {0};
 	bool		nulls[OS_NATTS] = {0};

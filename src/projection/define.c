@@ -20,6 +20,8 @@
 
 #include <math.h>
 
+#include "access/table.h"
+#include "access/tableam.h"
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/namespace.h"
@@ -90,10 +92,6 @@ static Statement read_by_rebuilt = {
 
 static Statement read_inline = {
 	PROJECTION_COLUMNS " WHERE p.mode = 'inline' ORDER BY p.id"
-};
-
-static Statement any_asynchronous = {
-	"SELECT FROM event_store.projection AS p WHERE p.mode = 'async' AND NOT p.paused LIMIT 1"
 };
 
 static Statement newest = {
@@ -454,7 +452,7 @@ projection_write_checkpoint(Projection *projection, const Applied *applied)
 	values[4] = TimestampTzGetDatum(projection->applied_at);
 	values[5] = Float8GetDatum(projection->rate);
 	values[6] = TimestampTzGetDatum(projection->rate_since);
-	rows_insert_small(catalog_store()->projection_checkpoint, values, NULL);
+	rows_insert_small(catalog_consumers()->projection_checkpoint, values, NULL);
 	CommandCounterIncrement();
 	if (projection->version % CLEAN_EVERY == 0)
 	{
@@ -568,6 +566,54 @@ projection_check_snapshot(const Projection *projection)
  * ----------------------------------------------------------------
  */
 
+/*
+ * Which modes there are, as of now, without planning a query: most stores have no inline
+ * projection, and each new session asks at its first append.
+ */
+static void
+look_for_modes(Oid relid, bool *any_inline, bool *any_asynchronous)
+{
+	Relation	rel = table_open(relid, AccessShareLock);
+	TableScanDesc scan = table_beginscan(rel, SnapshotSelf, 0, NULL);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+
+	*any_inline = *any_asynchronous = false;
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		bool		isnull;
+		char	   *mode = TextDatumGetCString(slot_getattr(slot, PR_MODE, &isnull));
+
+		if (strcmp(mode, "inline") == 0)
+			*any_inline = true;
+		else if (strcmp(mode, "async") == 0 &&
+				 !DatumGetBool(slot_getattr(slot, PR_PAUSED, &isnull)))
+			*any_asynchronous = true;
+		pfree(mode);
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	table_endscan(scan);
+	table_close(rel, AccessShareLock);
+}
+
+static void
+read_inline_list(void)
+{
+	OwnerSwitch owner;
+	MemoryContext saved;
+	uint64		n;
+
+	owner_begin(&owner);
+	/* those that were made since the snapshot of a REPEATABLE READ transaction, too */
+	n = plans_execute_as_of_now(&read_inline, NULL);
+	saved = MemoryContextSwitchTo(inline_cache.context);
+	inline_cache.list = palloc(sizeof(Projection) * Max(n, 1));
+	for (uint64 i = 0; i < n; i++)
+		read_result(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, &inline_cache.list[i]);
+	inline_cache.count = (int) n;
+	MemoryContextSwitchTo(saved);
+	owner_end(&owner);
+}
+
 /* The list, which stays good until the next call. */
 Projection *
 projection_inline_list(int *count)
@@ -577,9 +623,7 @@ projection_inline_list(int *count)
 	while (!inline_cache.known || inline_cache.relid != store->projection)
 	{
 		uint64		seen = messages;
-		MemoryContext saved;
-		OwnerSwitch owner;
-		uint64		n;
+		bool		any_inline;
 
 		if (inline_cache.context == NULL)
 			inline_cache.context = AllocSetContextCreate(TopMemoryContext,
@@ -590,18 +634,9 @@ projection_inline_list(int *count)
 		inline_cache.relid = store->projection;
 		inline_cache.list = NULL;
 		inline_cache.count = 0;
-		owner_begin(&owner);
-		/* those that were made since the snapshot of a REPEATABLE READ transaction, too */
-		n = plans_execute_as_of_now(&read_inline, NULL);
-		saved = MemoryContextSwitchTo(inline_cache.context);
-		if (n > 0)
-			inline_cache.list = palloc(sizeof(Projection) * n);
-		for (uint64 i = 0; i < n; i++)
-			read_result(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, &inline_cache.list[i]);
-		inline_cache.count = (int) n;
-		MemoryContextSwitchTo(saved);
-		inline_cache.asynchronous = plans_execute(&any_asynchronous, NULL, NULL) > 0;
-		owner_end(&owner);
+		look_for_modes(store->projection, &any_inline, &inline_cache.asynchronous);
+		if (any_inline)
+			read_inline_list();
 		inline_cache.known = seen == messages;
 		store = catalog_store();
 	}

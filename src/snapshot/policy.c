@@ -94,7 +94,7 @@ policy_try_lock(const text *fold)
 bool
 policy_find(text *fold, SnapshotPolicy *policy)
 {
-	const Store *store = catalog_store();
+	const Store *store = catalog_snapshots();
 	ScanKeyData key;
 	Probe		probe;
 	bool		found;

@@ -47,7 +47,7 @@ PG_FUNCTION_INFO_V1(event_store_drop_snapshots);
 static void
 open_saved(Probe *probe, const StateKey *key, int64 until_version, Snapshot snapshot)
 {
-	const Store *store = catalog_store();
+	const Store *store = catalog_snapshots();
 	ScanKeyData keys[4];
 
 	key_int64(&keys[0], 1, BTEqualStrategyNumber, key->stream_id);
@@ -249,7 +249,7 @@ remove_surplus(const StateKey *key, int32 saved_version, int keep)
 bool
 saved_write(const StateKey *key, const SavedState *state, int keep)
 {
-	const Store *store = catalog_store();
+	const Store *store = catalog_snapshots();
 	Datum		values[SN_NATTS];
 	bool		nulls[SN_NATTS] = {0};
 	bool		stays;
@@ -279,7 +279,7 @@ saved_write(const StateKey *key, const SavedState *state, int keep)
 int64
 saved_remove(int64 stream_id, const text *fold, int32 schema_version)
 {
-	const Store *store = catalog_store();
+	const Store *store = catalog_snapshots();
 	Snapshot	snapshot;
 	int64		count = 0;
 	ScanKeyData key;
@@ -320,7 +320,7 @@ saved_remove(int64 stream_id, const text *fold, int32 schema_version)
 int64
 saved_sweep(const text *fold, int32 schema_version, int64 after_stream, bool *finished)
 {
-	const Store *store = catalog_store();
+	const Store *store = catalog_snapshots();
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	int64		last_stream = after_stream;
 	int			rows = 0;

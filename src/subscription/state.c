@@ -613,7 +613,7 @@ state_write(Subscription *subscription, int64 taken)
 	values[7] = TimestampTzGetDatum(subscription->taken_at);
 	values[8] = Float8GetDatum(subscription->rate);
 	values[9] = Int32GetDatum(subscription->poll_size);
-	rows_insert_small(catalog_store()->subscription_cursor, values, NULL);
+	rows_insert_small(catalog_consumers()->subscription_cursor, values, NULL);
 	plans_writes++;
 	CommandCounterIncrement();
 	if (subscription->version % CLEAN_EVERY == 0)
