@@ -229,6 +229,7 @@ typedef struct Store
 	Oid			settings;
 	Oid			subscription_cursor;
 	Oid			subscriptions_view;
+	Oid			projections_view;
 	Oid			projection;
 	Oid			projection_checkpoint;
 	Oid			snapshot;

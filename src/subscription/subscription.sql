@@ -472,7 +472,7 @@ CREATE FUNCTION event_store.subscription_lag(
 LANGUAGE c STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_subscription_lag';
 ALTER FUNCTION event_store.subscription_lag(text, bigint) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.subscription_lag(text, bigint) IS
-'subscription_lag(subscription, max_count = 10000) -> (open_events, oldest_recorded_at): how many events up to the settled mark a subscription has not done, dead letters and what is parked behind them included, counted up to max_count, and when the first of them was recorded. Needs SELECT on the view subscriptions, or on events. Raises VE002 for a max_count that is not positive, VE008 if there is no such subscription.';
+'subscription_lag(subscription, max_count = 10000) -> (open_events, oldest_recorded_at): how many events up to the settled mark a subscription has not done, dead letters and what is parked behind them included, counted up to max_count, and when the first of them was recorded. Needs SELECT on the view subscriptions, or on projections or events. Raises VE002 for a max_count that is not positive, VE008 if there is no such subscription.';
 
 CREATE FUNCTION event_store.dead_letters(
 	subscription text,
