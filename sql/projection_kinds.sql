@@ -273,6 +273,23 @@ BEGIN;
 SELECT event_store.drop_projection('total');
 ROLLBACK;
 SELECT status FROM event_store.projections;
+
+-- who watches needs no right to read events
+CREATE ROLE regress_event_store_watcher;
+GRANT USAGE ON SCHEMA event_store TO regress_event_store_watcher;
+SET ROLE regress_event_store_watcher;
+SELECT call, raises('SELECT event_store.' || call) FROM unnest(ARRAY['projection_lag(''total'')', 'settled_position()', 'last_position()']) call;
+RESET ROLE;
+GRANT SELECT ON event_store.projections, event_store.projection_rebuilds TO regress_event_store_watcher;
+SET ROLE regress_event_store_watcher;
+SELECT name, positions_behind, open_events, lag FROM event_store.projections;
+SELECT count(*) FROM event_store.projection_rebuilds;
+SELECT open_events FROM event_store.projection_lag('total');
+SELECT event_store.last_position() >= event_store.settled_position();
+SELECT call, raises('SELECT event_store.' || call) FROM unnest(ARRAY['read_all()', 'projection_state(''total'', ''a'')', 'wait_for_projection(''total'', 1)']) call;
+RESET ROLE;
+DROP OWNED BY regress_event_store_watcher;
+DROP ROLE regress_event_store_watcher;
 SET client_min_messages = warning;
 DROP EXTENSION event_store CASCADE;
 DROP SCHEMA "Hand lers" CASCADE;

@@ -48,7 +48,7 @@ relcache_callback(Datum arg, Oid relid)
 		relid == store.counter || relid == store.events_view ||
 		relid == store.segment_content || relid == store.settings ||
 		relid == store.snapshot || relid == store.snapshot_policy ||
-		relid == store.subscriptions_view ||
+		relid == store.subscriptions_view || relid == store.projections_view ||
 		relid == store.inbox_window || relid == store.inbox_turn ||
 		relid == store.append_result_rel || relid == store.recorded_event_rel)
 		store_valid = false;
@@ -204,6 +204,7 @@ look_up_log(void)
 	store.counter = relation_or_error("position_counter");
 	store.settings = relation_or_error("store");
 	store.subscriptions_view = relation_or_error("subscriptions");
+	store.projections_view = relation_or_error("projections");
 	store.projection = relation_or_error("projection");
 	store.outbox_route = relation_or_error("outbox_route");
 	store.append_result = type_or_error("append_result");
@@ -401,13 +402,15 @@ catalog_require_read(const Store *st)
 }
 
 /*
- * Who sees how far the store and its subscriptions have come needs no right to read
- * events for that: who may read the view event_store.subscriptions, or events.
+ * Who sees how far the store, its subscriptions and projections have come needs no
+ * right to read events for that: who may read one of the views
+ * event_store.subscriptions and projections, or events.
  */
 void
 catalog_require_sight(const Store *st)
 {
-	if (pg_class_aclcheck(st->subscriptions_view, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
+	if (pg_class_aclcheck(st->subscriptions_view, GetUserId(), ACL_SELECT) != ACLCHECK_OK &&
+		pg_class_aclcheck(st->projections_view, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
 		catalog_require_read(st);
 }
 

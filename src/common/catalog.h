@@ -239,6 +239,7 @@ typedef struct Store
 	Oid			counter;
 	Oid			settings;
 	Oid			subscriptions_view;
+	Oid			projections_view;
 	Oid			projection;
 	Oid			outbox_route;
 	Oid			append_result;	/* the type */

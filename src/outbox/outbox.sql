@@ -378,7 +378,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_tend_outb
 REVOKE ALL ON FUNCTION event_store.tend_outbox() FROM PUBLIC;
 ALTER FUNCTION event_store.tend_outbox() OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.tend_outbox() IS
-'tend_outbox() -> bigint: puts delayed messages that are due into the outbox, returns how many (1,000 at most), and empties tables that nothing is needed of any more, when the transaction commits. Polls and acknowledgements do so by themselves; a task of the worker calls it every second. Only the owner of the store may.';
+'tend_outbox() -> bigint: puts delayed messages that are due into the outbox, returns how many (1,000 at most), and empties tables that nothing is needed of any more, when the transaction commits. Polls and acknowledgements do so by themselves; a task of the worker calls it every second. Only the owner of the store may. Raises 25006 in a read-only transaction or on a standby.';
 
 CREATE FUNCTION event_store.alter_outbox(
 	paused boolean DEFAULT NULL,

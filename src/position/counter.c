@@ -361,7 +361,7 @@ event_store_advance_position_counter(PG_FUNCTION_ARGS)
 Datum
 event_store_last_position(PG_FUNCTION_ARGS)
 {
-	catalog_require_read(catalog_store());
+	catalog_require_sight(catalog_store());
 	PG_RETURN_INT64(counter_read());
 }
 

@@ -132,7 +132,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_publish_s
 REVOKE ALL ON FUNCTION event_store.publish_settled_position() FROM PUBLIC;
 ALTER FUNCTION event_store.publish_settled_position() OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.publish_settled_position() IS
-'publish_settled_position() -> bigint: writes the settled mark where standbys read it, and returns it. Appends do so by themselves about once a second; call it on a schedule if readers on a standby shall see the last events before a pause at once, although positions below them were rolled back.';
+'publish_settled_position() -> bigint: writes the settled mark where standbys read it, and returns it. Appends do so by themselves about once a second; call it on a schedule if readers on a standby shall see the last events before a pause at once, although positions below them were rolled back. Raises 25006 in a read-only transaction or on a standby.';
 
 CREATE FUNCTION event_store.set_segment_size(positions bigint) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_set_segment_size';
@@ -146,7 +146,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_prepare_s
 REVOKE ALL ON FUNCTION event_store.prepare_segments(int) FROM PUBLIC;
 ALTER FUNCTION event_store.prepare_segments(int) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.prepare_segments(int) IS
-'prepare_segments(ahead = 2) -> int: makes segments until so many (0 to 1,000) stand ready beyond the one that the next event goes to; returns how many it made. Appends do so by themselves; a scheduled call takes even that off them. Raises VE002 out of bounds.';
+'prepare_segments(ahead = 2) -> int: makes segments until so many (0 to 1,000) stand ready beyond the one that the next event goes to; returns how many it made. Appends do so by themselves; a scheduled call takes even that off them. Raises VE002 for NULL or out of bounds, 25006 in a read-only transaction or on a standby.';
 
 CREATE FUNCTION event_store.segments(OUT segment regclass, OUT first_position bigint, OUT last_position bigint)
 RETURNS SETOF record

@@ -327,7 +327,7 @@ CREATE FUNCTION event_store.projection_lag(
 LANGUAGE c STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_projection_lag';
 ALTER FUNCTION event_store.projection_lag(text, bigint) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.projection_lag(text, bigint) IS
-'projection_lag(name, max_count = 10000) -> (open_events, oldest_recorded_at): how many events up to the settled mark an asynchronous projection has not applied, counted up to max_count (NULL: all), and when the first of them was recorded. Needs SELECT on the view events. Raises VE002 for a max_count that is not positive, VE010 if there is none of that name.';
+'projection_lag(name, max_count = 10000) -> (open_events, oldest_recorded_at): how many events up to the settled mark an asynchronous projection has not applied, counted up to max_count (NULL: all), and when the first of them was recorded. Needs SELECT on the view projections, or on subscriptions or events. Raises VE002 for a max_count that is not positive, VE010 if there is none of that name.';
 
 CREATE FUNCTION event_store.is_replaying() RETURNS boolean
 LANGUAGE c STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'event_store_is_replaying';

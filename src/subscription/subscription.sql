@@ -438,7 +438,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_deal_subs
 REVOKE ALL ON FUNCTION event_store.deal_subscriptions() FROM PUBLIC;
 ALTER FUNCTION event_store.deal_subscriptions() OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.deal_subscriptions() IS
-'deal_subscriptions() -> bigint: deals events out to the slots of groups, and to competing consumers, ahead of their polls: of each subscription that has been polled, wherever less is queued than two polls of each slot want; and changes the number of slots where another is wanted and nothing is out under a lease. So consumers in long transactions need not do it, and then nobody waits for their commit. It waits for nobody; what is worked on otherwise it leaves for the next time. Returns how many events it has dealt. The worker does it each second (task deal to consumers). Call it in a transaction of its own: others wait for that as they would for a consumer. Only the owner may.';
+'deal_subscriptions() -> bigint: deals events out to the slots of groups, and to competing consumers, ahead of their polls: of each subscription that has been polled, wherever less is queued than two polls of each slot want; and changes the number of slots where another is wanted and nothing is out under a lease. So consumers in long transactions need not do it, and then nobody waits for their commit. It waits for nobody; what is worked on otherwise it leaves for the next time. Returns how many events it has dealt. The worker does it each second (task deal to consumers). Call it in a transaction of its own: others wait for that as they would for a consumer. Only the owner may. Raises 25006 in a read-only transaction or on a standby.';
 
 CREATE FUNCTION event_store.replay_dead_letters(
 	subscription text,
@@ -472,7 +472,7 @@ CREATE FUNCTION event_store.subscription_lag(
 LANGUAGE c STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_subscription_lag';
 ALTER FUNCTION event_store.subscription_lag(text, bigint) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.subscription_lag(text, bigint) IS
-'subscription_lag(subscription, max_count = 10000) -> (open_events, oldest_recorded_at): how many events up to the settled mark a subscription has not done, dead letters and what is parked behind them included, counted up to max_count, and when the first of them was recorded. Needs SELECT on the view subscriptions, or on events. Raises VE002 for a max_count that is not positive, VE008 if there is no such subscription.';
+'subscription_lag(subscription, max_count = 10000) -> (open_events, oldest_recorded_at): how many events up to the settled mark a subscription has not done, dead letters and what is parked behind them included, counted up to max_count, and when the first of them was recorded. Needs SELECT on the view subscriptions, or on projections or events. Raises VE002 for a max_count that is not positive, VE008 if there is no such subscription.';
 
 CREATE FUNCTION event_store.dead_letters(
 	subscription text,
@@ -508,7 +508,7 @@ END;
 REVOKE ALL ON FUNCTION event_store.dead_letters(text, bigint) FROM PUBLIC;
 ALTER FUNCTION event_store.dead_letters(text, bigint) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.dead_letters(text, bigint) IS
-'dead_letters(subscription, max_count = 1000) -> setof (position, stream, version, type, attempts, error, consumer, first_failed_at, failed_at, parked, data, metadata): the dead letters of a subscription in order of position, at most max_count (NULL: all): the event, how often it failed, the last error and the consumer that met it, and how many events of its stream are parked behind it. Runs with the rights of the store''s owner: who may execute it sees these events. Nothing for an unknown subscription.';
+'dead_letters(subscription, max_count = 1000) -> setof (position, stream, version, type, attempts, error, consumer, first_failed_at, failed_at, parked, data, metadata): the dead letters of a subscription in order of position, at most max_count (NULL: all): the event, how often it failed, the last error and the consumer that met it, and how many events of its stream are parked behind it. Runs with the rights of the store''s owner: who may execute it sees these events. Nothing for an unknown subscription. Raises 2201W for a negative max_count.';
 
 CREATE VIEW event_store.subscriptions AS
 	SELECT s.name,

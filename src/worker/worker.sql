@@ -114,7 +114,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_run_tasks
 REVOKE ALL ON FUNCTION event_store.run_tasks() FROM PUBLIC;
 ALTER FUNCTION event_store.run_tasks() OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.run_tasks() IS
-'run_tasks() -> int: runs the tasks that are due and that nobody else is running, as the worker does, as the owner of the store, but all in the caller''s transaction; returns how many. A task that fails is rolled back, logged and counted (worker_tasks), and does not keep the others from running. For those who have a scheduler but no worker. Only the owner may.';
+'run_tasks() -> int: runs the tasks that are due and that nobody else is running, as the worker does, as the owner of the store, but all in the caller''s transaction; returns how many. A task that fails is rolled back, logged and counted (worker_tasks), and does not keep the others from running. For those who have a scheduler but no worker. Only the owner may. Raises 25006 in a read-only transaction or on a standby.';
 
 CREATE FUNCTION event_store.start_worker() RETURNS boolean
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_start_worker';
