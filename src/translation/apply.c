@@ -108,12 +108,37 @@ forget_stale(void)
 	}
 }
 
+/* What an expression may depend on is the same for all, where it is read and where it is run. */
+static void
+fix_settings(void)
+{
+	static const char *const settings[][2] = {
+		{"standard_conforming_strings", "on"},
+		{"backslash_quote", "safe_encoding"},
+		{"quote_all_identifiers", "off"},
+		{"default_text_search_config", "pg_catalog.simple"},
+		{"lc_monetary", "C"},
+		{"lc_numeric", "C"},
+		{"lc_time", "C"},
+		{"xmlbinary", "base64"},
+		{"xmloption", "content"},
+	};
+
+	plans_settings("UTC");
+	for (int i = 0; i < lengthof(settings); i++)
+		plans_set(settings[i][0], settings[i][1]);
+}
+
 /* Reads rules into a context of their own; connected to SPI. */
 static List *
 compile(Jsonb *rules, MemoryContext context)
 {
 	MemoryContext saved = MemoryContextSwitchTo(context);
-	List	   *result = rule_read_all(rules);
+	List	   *result;
+
+	/* literals become values here: '2024-01-01' depends on the time zone */
+	fix_settings();
+	result = rule_read_all(rules);
 
 	MemoryContextSwitchTo(saved);
 	return result;
@@ -449,7 +474,11 @@ apply_field(const Field *field, RuleField which, Datum *values, bool *nulls,
 				input_correlation_id(&event, DatumGetTextPP(values[to]));
 			break;
 		case RULE_SCHEMA_VERSION:
-			input_schema_version(nulls[to] ? 0 : DatumGetInt32(values[to]));
+			if (nulls[to])
+				ereport(ERROR,
+						(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+						 errmsg("schema_version must not be NULL")));
+			input_schema_version(DatumGetInt32(values[to]));
 			break;
 		default:
 			break;
@@ -525,7 +554,7 @@ apply_first(List *rules, Place *place, Datum *values, bool *nulls)
 		place->rule++;
 		if (rule->plan != NULL && !set)
 		{
-			plans_settings("UTC");
+			fix_settings();
 			set = true;
 		}
 		if (apply_rule(rule, values, nulls, VARDATA_ANY(stream), VARSIZE_ANY_EXHDR(stream),
