@@ -348,9 +348,11 @@ static void
 encode_key(StringInfo buf, const CaptureColumn *column, Datum value)
 {
 	JsonbValue	json;
+	bool		any = column->kind == VALUE_JSON || column->kind == VALUE_JSONB;
 
 	set_value(&json, column, value);
-	switch (json.type)
+	/* 1 and "1" are two values of these types, and stay so */
+	switch (any ? jbvBinary : json.type)
 	{
 		case jbvString:
 			value_encode_name(buf, json.val.string.val, json.val.string.len, ",");
