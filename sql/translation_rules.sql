@@ -54,6 +54,14 @@ SELECT (event_store.translate('public', e)).type FROM event_store.events AS e;
 SELECT count(*) FROM event_store.translate('public', NULL);
 SELECT * FROM event_store.translate('public', ROW(NULL, 'order-9', NULL, 'Placed', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::event_store.recorded_event);
 
+-- through arrays: of each element
+SELECT event_store.create_translation('paths', '{}');
+SELECT data FROM pg_temp.translated('{"types": ["Placed"], "data": ["id", "lines.sku", "customer.none", "none.at", "id.x"]}');
+SELECT data FROM pg_temp.translated('{"types": ["Placed"], "data": {"pick": ["customer", "lines"], "drop": ["lines.cost", "customer.secret", "customer.address.zip", "customer.name.x", "none"]}}');
+SELECT x.what, t.data FROM (VALUES ('pick', '["a.b", "a.c.d", "e"]'), ('drop', '["a.b", "a.c.d", "e"]'), ('pick', '["a", "a.b"]'), ('drop', '["a", "a.b"]'), ('drop', '[]'), ('pick', '[["a"], ["e", "f"]]')) AS x(what, paths),
+	LATERAL (SELECT event_store.alter_translation('paths', jsonb_build_object('data', jsonb_build_object(x.what, x.paths::jsonb)))) AS a,
+	(VALUES ('{"a": [{"b": 1, "c": [[{"d": 2, "x": 3}], 4]}, 5, {}, []], "e": {"f": null, "g": []}, "h": "b"}'::jsonb), ('[{"a": {"b": 1}}, "e", {"e": 1}]'), ('"a"'), ('[]')) AS j(data),
+	LATERAL event_store.translate('paths', ROW(NULL, 'order-9', NULL, 'Placed', NULL, NULL, NULL, NULL, NULL, NULL, NULL, j.data, NULL)::event_store.recorded_event) AS t WHERE a IS NOT NULL;
 -- what expressions may, and as whom
 CREATE TABLE written (n int);
 CREATE FUNCTION write() RETURNS int LANGUAGE sql AS 'INSERT INTO public.written VALUES (1) RETURNING n';
