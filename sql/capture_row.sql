@@ -161,7 +161,7 @@ INSERT INTO kinds VALUES (kinds_id, true, -7, 9223372036854775807, 1.1, 'Infinit
 	DEFAULT, 4294967295, 'q', '(1,0.1)')
 $$;
 SELECT fill(1);
-SET TIME ZONE 'America/Lima'; SET DateStyle = 'SQL, DMY'; SET IntervalStyle = 'sql_standard'; SET extra_float_digits = -5; SET bytea_output = 'escape'; SET search_path = public, pg_catalog;
+SET TIME ZONE 'America/Lima'; SET DateStyle = 'SQL, DMY'; SET IntervalStyle = 'sql_standard'; SET extra_float_digits = -5; SET bytea_output = 'escape'; SET quote_all_identifiers = on; SET search_path = public, pg_catalog;
 SELECT fill(2);
 SHOW TimeZone;
 RESET ALL;

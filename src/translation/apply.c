@@ -338,6 +338,7 @@ leads_anywhere(JsonbValue *value, const List *paths, int depth)
 
 	if (value->type != jbvBinary)
 		return false;
+	check_stack_depth();
 	it = JsonbIteratorInit(value->val.binary.data);
 	(void) JsonbIteratorNext(&it, &member, true);
 	while ((token = JsonbIteratorNext(&it, &member, true)) == WJB_ELEM || token == WJB_KEY)
