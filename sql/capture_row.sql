@@ -115,6 +115,11 @@ DROP TRIGGER capture ON badge;
 CREATE TRIGGER capture AFTER INSERT ON badge FOR EACH ROW EXECUTE FUNCTION event_store.capture_changes('key=', 'columns=no');
 INSERT INTO badge VALUES (6), (7);
 SELECT * FROM captured();
+-- of a type that has several kinds of values
+CREATE TABLE docs (k jsonb, j json);
+CREATE TRIGGER capture AFTER INSERT ON docs FOR EACH ROW EXECUTE FUNCTION event_store.capture_changes('key=k,j', 'columns=k');
+INSERT INTO docs VALUES ('1', '1'), ('"1"', '1'), ('"1"', '"1"'), ('true', 'null'), ('"true"', '"null"'), ('{"a": 1}', '""'), ('"{\"a\": 1}"', NULL), (NULL, NULL), ('[1.50, {"b": "x,y%"}]', '1.50');
+SELECT stream, version FROM captured();
 -- too long for a name
 CREATE TABLE wide (k text PRIMARY KEY);
 CREATE TRIGGER capture AFTER INSERT ON wide FOR EACH ROW EXECUTE FUNCTION event_store.capture_changes();
@@ -156,7 +161,7 @@ INSERT INTO kinds VALUES (kinds_id, true, -7, 9223372036854775807, 1.1, 'Infinit
 	DEFAULT, 4294967295, 'q', '(1,0.1)')
 $$;
 SELECT fill(1);
-SET TIME ZONE 'America/Lima'; SET DateStyle = 'SQL, DMY'; SET IntervalStyle = 'sql_standard'; SET extra_float_digits = -5; SET bytea_output = 'escape'; SET search_path = public, pg_catalog;
+SET TIME ZONE 'America/Lima'; SET DateStyle = 'SQL, DMY'; SET IntervalStyle = 'sql_standard'; SET extra_float_digits = -5; SET bytea_output = 'escape'; SET quote_all_identifiers = on; SET search_path = public, pg_catalog;
 SELECT fill(2);
 SHOW TimeZone;
 RESET ALL;
@@ -236,6 +241,11 @@ SELECT stream, type FROM captured();
 CREATE TEMPORARY TABLE temp (id int PRIMARY KEY);
 CREATE TRIGGER capture AFTER INSERT ON temp FOR EACH ROW EXECUTE FUNCTION event_store.capture_changes('category=temp');
 INSERT INTO temp VALUES (1);
+-- whatever the name of the session's schema is
+CREATE TRIGGER capture_default AFTER UPDATE ON temp FOR EACH ROW EXECUTE FUNCTION event_store.capture_changes('data=full', 'unchanged=append', 'metadata=table');
+UPDATE temp SET id = 1;
+SELECT category, types, columns FROM event_store.check_capture('temp') WHERE trigger = 'capture_default';
+SELECT stream, type, metadata FROM event_store.last_event('pg_temp.temp-1');
 SELECT raises('SET TRANSACTION READ ONLY; INSERT INTO temp VALUES (2)');
 CREATE TABLE child (id int PRIMARY KEY, customer int REFERENCES customer ON DELETE CASCADE ON UPDATE CASCADE);
 CREATE CONSTRAINT TRIGGER capture AFTER INSERT OR UPDATE OR DELETE ON child DEFERRABLE INITIALLY DEFERRED

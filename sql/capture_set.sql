@@ -54,6 +54,38 @@ SELECT * FROM on_both($$DELETE FROM @$$);
 SELECT count(*) FROM (SELECT version - row_number() OVER (PARTITION BY stream ORDER BY position) AS gap FROM event_store.events) x WHERE gap <> 0;
 SELECT count(*) < 100 AS few_locks FROM pg_locks WHERE pid = pg_backend_pid();
 
+-- a table that was there before: the new streams of an UPDATE take no positions besides their events
+CREATE TABLE before (id int PRIMARY KEY, v int);
+INSERT INTO before SELECT n FROM generate_series(1, 2000) n;
+CREATE TRIGGER capture AFTER UPDATE ON before REFERENCING OLD TABLE AS o NEW TABLE AS n FOR EACH STATEMENT EXECUTE FUNCTION event_store.capture_changes();
+UPDATE before SET v = 1 WHERE id <= 1000;
+UPDATE before SET v = 2 WHERE id <= 1100;
+UPDATE before SET v = 3 WHERE id > 1000;
+SELECT count(*), max(version), max(position) - min(position) + 1 - count(*) < 300 AS dense FROM event_store.events WHERE category = 'before';
+
+-- tables that inherit: by statement children are seen, by row they are not; partitions written to directly
+CREATE TABLE parent (id int PRIMARY KEY, v int);
+CREATE TABLE heir (w int) INHERITS (parent);
+CREATE TRIGGER by_row AFTER UPDATE ON parent FOR EACH ROW EXECUTE FUNCTION event_store.capture_changes('category=parent_row');
+CREATE TRIGGER by_set AFTER UPDATE ON parent REFERENCING OLD TABLE AS o NEW TABLE AS n FOR EACH STATEMENT EXECUTE FUNCTION event_store.capture_changes('category=parent_set');
+INSERT INTO parent VALUES (1, 1);
+INSERT INTO heir VALUES (2, 2, 2);
+UPDATE parent SET v = v + 1;
+UPDATE heir SET v = v + 1;
+SELECT stream, data FROM event_store.events WHERE category LIKE 'parent%' ORDER BY position;
+CREATE TABLE whole (id int PRIMARY KEY) PARTITION BY RANGE (id);
+CREATE TABLE whole_1 PARTITION OF whole FOR VALUES FROM (0) TO (10);
+CREATE TRIGGER by_row AFTER INSERT ON whole FOR EACH ROW EXECUTE FUNCTION event_store.capture_changes('category=whole_row');
+CREATE TRIGGER by_set AFTER INSERT ON whole REFERENCING NEW TABLE AS n FOR EACH STATEMENT EXECUTE FUNCTION event_store.capture_changes('category=whole_set');
+INSERT INTO whole VALUES (1);
+INSERT INTO whole_1 VALUES (2);
+-- without its partition, and with it again
+ALTER TABLE whole DETACH PARTITION whole_1;
+INSERT INTO whole_1 VALUES (3);
+ALTER TABLE whole ATTACH PARTITION whole_1 FOR VALUES FROM (0) TO (10);
+INSERT INTO whole VALUES (4);
+SELECT stream FROM event_store.events WHERE category LIKE 'whole%' ORDER BY position;
+
 -- COPY; larger than what is kept in memory
 SET work_mem = '64kB';
 COPY by_set (id, v) FROM STDIN;

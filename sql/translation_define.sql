@@ -47,7 +47,7 @@ SELECT event_store.append('order-1', 'Placed', '{"a": 1, "b": 2}') \g /dev/null
 SELECT raises($$SELECT pg_temp.translated('t')$$);
 
 SELECT rules, raises(format('SELECT event_store.create_translation(%L, %L)', 'x', rules)) FROM unnest(ARRAY['[]', '5', 'null', '[5]', '[{}, {"x": 1}]', '{"types": []}', '{"types": "a"}', '{"types": [1]}', '{"types": [""]}', '{"categories": {}}',
-	'{"type": null}', '{"type": 5}', '{"type": ""}', '{"type": {"x": 1}}', '{"type": {"sql": 5}}', '{"type": {"sql": "1", "x": 1}}', '{"stream": null}', '{"source": ""}', '{"schema_version": "1"}', '{"schema_version": 0}', '{"schema_version": null}', '{"causation_id": "x"}', '{"correlation_id": []}',
+	'{"type": null}', '{"type": 5}', '{"type": ""}', '{"type": {"x": 1}}', '{"type": {"sql": 5}}', '{"type": {"sql": "1", "x": 1}}', '{"stream": null}', '{"source": ""}', '{"schema_version": "1"}', '{"schema_version": 0}', '{"schema_version": 1.5}', '{"schema_version": 99999999999}', '{"schema_version": null}', '{"causation_id": "x"}', '{"correlation_id": []}',
 	'{"data": null}', '{"data": {"x": 1}}', '{"data": {"pick": "a"}}', '{"data": [""]}', '{"data": ["a..b"]}', '{"data": [5]}', '{"data": [[]]}', '{"data": [[5]]}', '{"data": {"rename": []}}', '{"data": {"rename": {"a": 1}}}', '{"data": {"rename": {"": "a"}}}', '{"data": {"rename": {"a": "b."}}}', '{"data": {"set": []}}', '{"data": {"compute": {"a": 1}}}', '{"metadata": 5}',
 	'{"where": 5}', '{"where": ""}', '{"where": "version"}', '{"where": "1 = "}', '{"where": "true) OR (true"}', '{"where": "true; DROP TABLE x"}', '{"where": "true AS x"}', '{"where": "true FROM pg_class"}', '{"where": "true, true"}', '{"where": "true WHERE true"}', '{"where": "true ORDER BY 1"}', '{"where": "true UNION SELECT true"}', '{"where": "DISTINCT true"}', '{"where": "no_such_column"}',
 	'{"data": {"compute": {"a": "public.nothing()"}}}', '{"data": {"compute": {"a": "*"}}}', '{"data": {"compute": {"a": "$3"}}}', '{"schema_version": {"sql": "data"}}']::jsonb[]) AS rules;
@@ -62,3 +62,7 @@ BEGIN READ ONLY;
 SELECT raises($$SELECT event_store.create_translation('x', '{}')$$);
 SELECT raises($$SELECT event_store.drop_translation('x')$$);
 ROLLBACK;
+-- where an expression is wrong
+\set VERBOSITY default
+SELECT event_store.create_translation('x', '{"data": {"compute": {"a": "version + + (", "b": "1"}}}');
+SELECT event_store.create_translation('x', '{"where": "''a"}');

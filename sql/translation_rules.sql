@@ -54,6 +54,14 @@ SELECT (event_store.translate('public', e)).type FROM event_store.events AS e;
 SELECT count(*) FROM event_store.translate('public', NULL);
 SELECT * FROM event_store.translate('public', ROW(NULL, 'order-9', NULL, 'Placed', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::event_store.recorded_event);
 
+-- through arrays: of each element
+SELECT event_store.create_translation('paths', '{}');
+SELECT data FROM pg_temp.translated('{"types": ["Placed"], "data": ["id", "lines.sku", "customer.none", "none.at", "id.x"]}');
+SELECT data FROM pg_temp.translated('{"types": ["Placed"], "data": {"pick": ["customer", "lines"], "drop": ["lines.cost", "customer.secret", "customer.address.zip", "customer.name.x", "none"]}}');
+SELECT x.what, t.data FROM (VALUES ('pick', '["a.b", "a.c.d", "e"]'), ('drop', '["a.b", "a.c.d", "e"]'), ('pick', '["a", "a.b"]'), ('drop', '["a", "a.b"]'), ('drop', '[]'), ('pick', '[["a"], ["e", "f"]]')) AS x(what, paths),
+	LATERAL (SELECT event_store.alter_translation('paths', jsonb_build_object('data', jsonb_build_object(x.what, x.paths::jsonb)))) AS a,
+	(VALUES ('{"a": [{"b": 1, "c": [[{"d": 2, "x": 3}], 4]}, 5, {}, []], "e": {"f": null, "g": []}, "h": "b"}'::jsonb), ('[{"a": {"b": 1}}, "e", {"e": 1}]'), ('"a"'), ('[]')) AS j(data),
+	LATERAL event_store.translate('paths', ROW(NULL, 'order-9', NULL, 'Placed', NULL, NULL, NULL, NULL, NULL, NULL, NULL, j.data, NULL)::event_store.recorded_event) AS t WHERE a IS NOT NULL;
 -- what expressions may, and as whom
 CREATE TABLE written (n int);
 CREATE FUNCTION write() RETURNS int LANGUAGE sql AS 'INSERT INTO public.written VALUES (1) RETURNING n';
@@ -75,9 +83,37 @@ SELECT stream, raises(format('SELECT * FROM pg_temp.translated(%L)', rules)) FRO
 	('writes', '{"data": {"compute": {"n": "public.write()"}}}'),
 	('fails', '{"types": ["Placed"], "data": {"compute": {"n": "1 / 0"}}}'),
 	('set', '{"data": {"compute": {"n": "generate_series(1, 2)"}}}'),
-	('no type', '{"type": {"sql": "NULL"}}'), ('empty', '{"stream": {"sql": "''''"}}'), ('version', '{"schema_version": {"sql": "0"}}'),
+	('no type', '{"type": {"sql": "NULL"}}'), ('no version', '{"schema_version": {"sql": "NULL"}}'), ('empty', '{"stream": {"sql": "''''"}}'), ('version', '{"schema_version": {"sql": "0"}}'),
 	('metadata', '{"metadata": {"sql": "1"}}'), ('no stream', '{"stream": {"sql": "repeat(''x'', 2000)"}}')) AS x(stream, rules);
 SELECT count(*) FROM written;
+-- one value of each expression, and a row if the condition holds: nothing to aggregate, no sets, no locks
+SELECT stream, raises(format('SELECT * FROM pg_temp.translated(%L)', rules)) FROM (VALUES
+	('aggregate', '{"where": "false", "data": {"compute": {"n": "count(*)"}}}'),
+	('aggregate of the event', '{"where": "false", "data": {"compute": {"n": "(SELECT max(position))"}}}'),
+	('window', '{"data": {"compute": {"n": "row_number() OVER ()"}}}'),
+	('no rows', '{"data": {"compute": {"n": "generate_series(1, 0)"}}}'),
+	('lock', '{"data": {"compute": {"n": "(SELECT s.id FROM event_store.stream AS s LIMIT 1 FOR UPDATE)"}}}')) AS x(stream, rules);
+SELECT stream, data FROM pg_temp.translated('{"types": ["Placed"], "data": {"pick": [], "compute": {"skus": "(SELECT jsonb_agg(l->''sku'') FROM jsonb_array_elements(data->''lines'') AS l)", "series": "(SELECT count(*) FROM generate_series(1, 3))"}}}');
+-- what an expression says does not depend on who was the first to use it, nor on who uses it
+CREATE FUNCTION german() RETURNS text LANGUAGE sql STABLE AS $$ SELECT to_tsvector('Die Katzen') || ' ' || to_char(1.5, 'L0D0') || ' ' || quote_ident('x') || ' ' || 'a\b' $$;
+SELECT event_store.create_translation('literal', '{"types": ["Placed"], "where": "occurred_at >= ''2025-01-01''", "data": {"pick": [], "compute": {"at": "''2025-01-01''::timestamptz", "backslash": "''a\\b''", "x": "NULL = NULL", "german": "public.german()"}}}');
+SET default_text_search_config = 'pg_catalog.german';
+SET standard_conforming_strings = off;
+SET escape_string_warning = off;
+SET quote_all_identifiers = on;
+SET transform_null_equals = on;
+SET timezone = 'Asia/Tokyo';
+-- read anew in this session
+SELECT event_store.alter_translation('literal', definition) FROM event_store.translations WHERE name = 'literal';
+SELECT t.data FROM event_store.events AS e, event_store.translate('literal', e) AS t;
+SET timezone = 'America/Lima';
+SELECT event_store.alter_translation('literal', definition) FROM event_store.translations WHERE name = 'literal';
+SELECT t.data FROM event_store.events AS e, event_store.translate('literal', e) AS t;
+RESET default_text_search_config; RESET standard_conforming_strings; RESET escape_string_warning; RESET quote_all_identifiers; RESET transform_null_equals;
+SET timezone = 'America/New_York';
+DROP FUNCTION german();
+-- a function that has gone
+SELECT raises($$SELECT t.data FROM event_store.events AS e, event_store.translate('literal', e) AS t$$);
 SELECT event_store.create_translation('fails', '[{"types": ["none"]}, {"types": ["Paid"], "where": "1 / (version - 2) > 0"}]');
 \set VERBOSITY default
 SELECT t.type FROM event_store.events AS e, event_store.translate('fails', e) AS t;

@@ -103,6 +103,13 @@ tells_the_rows($node, 'postgres', 'many writers');
 # Dump and restore
 # ---------------------------------------------------------------------------
 
+# with it go translations, expressions that call a function of the database's, and routes by them
+$node->safe_psql('postgres', <<'EOT');
+CREATE FUNCTION public.doubled(jsonb) RETURNS int LANGUAGE sql IMMUTABLE AS $$ SELECT 2 * $1::int $$;
+SELECT event_store.create_translation('a', '{"categories": ["none"], "type": "x"}');
+SELECT event_store.create_translation('outer', '{"categories": ["shown"], "type": "Shown", "data": {"pick": ["lines.n"], "compute": {"v": "public.doubled(data->''v'')"}}}');
+SELECT event_store.route_to_outbox('shown', topic => 'topic-{type}', translation => 'outer');
+EOT
 my $before = checksum($node, 'postgres');
 $node->command_ok([ 'pg_dump', '-Fc', '-f', "$dir/dump", 'postgres' ], 'pg_dump');
 $node->safe_psql('postgres', 'CREATE DATABASE restored');
@@ -114,6 +121,11 @@ SELECT r, trigger, level FROM unnest('{by_row,by_set}'::regclass[]) r, event_sto
 EOT
 $node->safe_psql('restored', 'UPDATE by_row SET v = v + 1; UPDATE by_set SET v = v + 1; DELETE FROM by_set WHERE id % 2 = 0');
 tells_the_rows($node, 'restored', 'restored');
+$node->safe_psql('restored',
+	q{SELECT FROM event_store.append('shown-1', 'Inner', '{"v": 21, "lines": [{"n": 1, "cost": 2}], "secret": true}')});
+query_is($node, 'restored', 'translations and their routes are restored', 'topic-Shown|{"v": 42, "lines": [{"n": 1}]}', <<'EOT');
+SELECT topic, payload FROM event_store.outbox_poll('relay', 10)
+EOT
 
 # ---------------------------------------------------------------------------
 # Logical replication: the subscriber's triggers

@@ -70,12 +70,31 @@ typedef struct CaptureBatch
  * ----------------------------------------------------------------
  */
 
+/*
+ * How many streams the next batch may have: so many that, with as many new ones
+ * among them as in this batch, no more than MAX_HELD are new.  What is beyond
+ * that costs a row that is written twice, and a position: see append.c.
+ */
+static int
+next_max_streams(const AppendBatch *append)
+{
+	int			nnew = 0;
+
+	for (int i = 0; i < append->nstreams; i++)
+		if (append->streams[i].first_version == 1)
+			nnew++;
+	return nnew == 0 ? BATCH_EVENTS :
+		Min(BATCH_EVENTS, MAX_HELD * append->nstreams / nnew);
+}
+
 static void
 flush_batch(CaptureBatch *batch)
 {
 	if (batch->append.nevents == 0)
 		return;
 	append_write(&batch->append);
+	if (batch->context != NULL)
+		batch->max_streams = next_max_streams(&batch->append);
 	batch->append.nevents = batch->append.nstreams = 0;
 	if (batch->context == NULL)
 		return;
@@ -338,8 +357,7 @@ capture_all(const Capture *capture, TriggerData *trigger, Jsonb *metadata)
 	batch.append.streams = palloc(sizeof(StreamInput) * BATCH_EVENTS);
 	batch.append.events = palloc(sizeof(EventInput) * BATCH_EVENTS);
 	batch.max_events = BATCH_EVENTS;
-	/* new streams keep their locks until their rows are written: see append.c */
-	batch.max_streams = TRIGGER_FIRED_BY_INSERT(trigger->tg_event) ? MAX_HELD : BATCH_EVENTS;
+	batch.max_streams = MAX_HELD;
 	batch.numbers = palloc(sizeof(int16) * BATCH_HASH);
 	memset(batch.numbers, -1, sizeof(int16) * BATCH_HASH);
 	/* blocks small enough that malloc() does not give them back at each batch's end */

@@ -73,6 +73,7 @@ typedef struct CaptureColumn
 	bool		masked;
 	bool		is_key;
 	ValueKind	kind;
+	bool		plain;			/* of VALUE_OTHER: no setting changes it */
 	FmgrInfo	function;		/* of VALUE_OUTPUT and VALUE_OTHER */
 } CaptureColumn;
 

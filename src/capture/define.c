@@ -268,7 +268,8 @@ key_of_table(Oid relid)
 }
 
 /*
- * The table's name as a category: with its schema, unless that is public.  What
+ * The table's name as a category: with its schema, unless that is public.  That
+ * of temporary tables is pg_temp in each session, whatever its name is.  What
  * would end the category, make it the system's, or could not stand in it, is
  * written as %XX, and so are % and the point within a name.
  */
@@ -282,7 +283,7 @@ category_of_table(Oid relid)
 	initStringInfo(&buf);
 	if (schema != PG_PUBLIC_NAMESPACE)
 	{
-		char	   *schema_name = get_namespace_name(schema);
+		char	   *schema_name = get_namespace_name_or_temp(schema);
 
 		value_encode_name(&buf, schema_name, strlen(schema_name), "-.$");
 		appendStringInfoChar(&buf, '.');
@@ -493,7 +494,7 @@ make_capture(Relation rel, const Trigger *trigger, MemoryContext context)
 	capture->owner = relation_owner(capture->root);
 	capture->for_rows = TRIGGER_FOR_ROW(trigger->tgtype);
 	capture->relation_name =
-		quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
+		quote_qualified_identifier(get_namespace_name_or_temp(RelationGetNamespace(rel)),
 								   RelationGetRelationName(rel));
 	set_category(capture, given[ARG_CATEGORY]);
 	set_types(capture, given[ARG_TYPES]);

@@ -30,6 +30,7 @@
 #include "capture/capture.h"
 #include "common/compat.h"
 #include "common/errors.h"
+#include "common/plans.h"
 
 /* what stands in place of a masked value */
 #define MASK	"***"
@@ -96,6 +97,31 @@ kind_of_type(Oid type)
 	}
 }
 
+/* An array of what to_jsonb() writes the same under all settings. */
+static bool
+is_plain_array(Oid type)
+{
+	Oid			element = get_base_element_type(type);
+
+	if (!OidIsValid(element))
+		return false;
+	switch (kind_of_type(getBaseType(element)))
+	{
+		case VALUE_BOOL:
+		case VALUE_INT2:
+		case VALUE_INT4:
+		case VALUE_INT8:
+		case VALUE_NUMERIC:
+		case VALUE_TEXT:
+		case VALUE_JSON:
+		case VALUE_JSONB:
+		case VALUE_OUTPUT:
+			return true;
+		default:
+			return false;
+	}
+}
+
 /* How the column's values become JSON; its type is known. */
 void
 value_column_init(CaptureColumn *column, MemoryContext context)
@@ -121,6 +147,7 @@ value_column_init(CaptureColumn *column, MemoryContext context)
 												 COERCE_EXPLICIT_CALL),
 						   &column->function);
 		MemoryContextSwitchTo(saved);
+		column->plain = is_plain_array(column->type);
 	}
 }
 
@@ -221,13 +248,20 @@ set_other(JsonbValue *result, const CaptureColumn *column, Datum value)
 		{"extra_float_digits", "1"},
 		{"bytea_output", "hex"},
 		{"lc_monetary", "C"},
+		{"quote_all_identifiers", "off"},
 	};
-	int			level = NewGUCNestLevel();
+	FmgrInfo   *function = unconstify(FmgrInfo *, &column->function);
+	int			level;
 
+	if (column->plain)
+	{
+		set_jsonb(result, DatumGetJsonbP(FunctionCall1(function, value)));
+		return;
+	}
+	level = NewGUCNestLevel();
 	for (int i = 0; i < lengthof(settings); i++)
-		(void) set_config_option(settings[i][0], settings[i][1], PGC_USERSET,
-								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	set_jsonb(result, DatumGetJsonbP(FunctionCall1(unconstify(FmgrInfo *, &column->function), value)));
+		plans_set(settings[i][0], settings[i][1]);
+	set_jsonb(result, DatumGetJsonbP(FunctionCall1(function, value)));
 	AtEOXact_GUC(true, level);
 }
 
@@ -348,9 +382,11 @@ static void
 encode_key(StringInfo buf, const CaptureColumn *column, Datum value)
 {
 	JsonbValue	json;
+	bool		any = column->kind == VALUE_JSON || column->kind == VALUE_JSONB;
 
 	set_value(&json, column, value);
-	switch (json.type)
+	/* 1 and "1" are two values of these types, and stay so */
+	switch (any ? jbvBinary : json.type)
 	{
 		case jbvString:
 			value_encode_name(buf, json.val.string.val, json.val.string.len, ",");
@@ -440,6 +476,36 @@ push_string(JsonbParseState **state, const char *key, const char *string, int le
 	(void) pushJsonbValue(state, WJB_VALUE, &value);
 }
 
+/*
+ * Objects are put together by hand here, not by pushJsonbValue(): their keys are
+ * in order, so there is nothing to sort, and nothing to copy.
+ */
+static void
+set_object(JsonbValue *object, JsonbPair *pairs, int npairs)
+{
+	object->type = jbvObject;
+	object->val.object.nPairs = npairs;
+	object->val.object.pairs = pairs;
+}
+
+static JsonbValue *
+set_key(JsonbPair *pair, const char *key, int len)
+{
+	set_string(&pair->key, key, len);
+	return &pair->value;
+}
+
+/* A value that is JSON already, as a part of an object. */
+static void
+unpack(JsonbValue *value)
+{
+	JsonbParseState *state = NULL;
+
+	(void) pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
+	(void) pushJsonbValue(&state, WJB_ELEM, value);
+	*value = pushJsonbValue(&state, WJB_END_ARRAY, NULL)->val.array.elems[0];
+}
+
 /* A column of a row, as it is to be shown. */
 static void
 column_value(JsonbValue *result, const CaptureColumn *column, TupleTableSlot *slot)
@@ -452,23 +518,8 @@ column_value(JsonbValue *result, const CaptureColumn *column, TupleTableSlot *sl
 		set_cstring(result, MASK);
 	else
 		set_value(result, column, slot->tts_values[i]);
-}
-
-/* An object with the columns that have a value in it. */
-static void
-push_row(JsonbParseState **state, const char *key, const Capture *capture,
-		 JsonbValue *values, const bool *wanted)
-{
-	push_key(state, key, strlen(key));
-	(void) pushJsonbValue(state, WJB_BEGIN_OBJECT, NULL);
-	for (int i = 0; i < capture->ncolumns; i++)
-	{
-		if (!wanted[i])
-			continue;
-		push_key(state, capture->columns[i].name, capture->columns[i].name_len);
-		(void) pushJsonbValue(state, WJB_VALUE, &values[i]);
-	}
-	(void) pushJsonbValue(state, WJB_END_OBJECT, NULL);
+	if (result->type == jbvBinary)
+		unpack(result);
 }
 
 /*
@@ -481,54 +532,61 @@ value_data(const Capture *capture, CaptureOp op, TupleTableSlot *old,
 		   TupleTableSlot *new, const char *moved, int moved_len)
 {
 	static const char *const ops[] = {"insert", "update", "delete", "truncate"};
-	JsonbParseState *state = NULL;
-	JsonbValue *old_values = NULL;
-	JsonbValue *new_values = NULL;
-	bool	   *wanted = palloc(sizeof(bool) * Max(capture->ncolumns, 1));
+	JsonbValue	object;
+	JsonbPair	members[4];
+	int			nmembers = 0;
+	JsonbPair  *old_pairs = NULL;
+	JsonbPair  *new_pairs = NULL;
+	int			npairs = 0;
 	bool		changed = false;
 
 	if (old != NULL && !(op == CAPTURE_UPDATE && capture->data == CAPTURE_NEW))
-		old_values = palloc(sizeof(JsonbValue) * Max(capture->ncolumns, 1));
+		old_pairs = palloc(sizeof(JsonbPair) * Max(capture->ncolumns, 1));
 	if (new != NULL)
-		new_values = palloc(sizeof(JsonbValue) * Max(capture->ncolumns, 1));
+		new_pairs = palloc(sizeof(JsonbPair) * Max(capture->ncolumns, 1));
 	for (int i = 0; i < capture->ncolumns; i++)
 	{
 		const CaptureColumn *column = &capture->columns[i];
+		JsonbValue *old_value;
 		bool		same = false;
 
-		wanted[i] = true;
 		if (op == CAPTURE_UPDATE)
 		{
 			same = value_same(column, old, new);
 			changed |= !same;
-			if (capture->data == CAPTURE_CHANGED)
-				wanted[i] = !same;
+			if (same && capture->data == CAPTURE_CHANGED)
+				continue;
 		}
-		else if (op == CAPTURE_DELETE && capture->data == CAPTURE_NEW)
-			wanted[i] = column->is_key;
-		if (!wanted[i])
+		else if (op == CAPTURE_DELETE && capture->data == CAPTURE_NEW && !column->is_key)
 			continue;
-		if (new != NULL)
-			column_value(&new_values[i], column, new);
-		if (old_values == NULL)
-			continue;
-		if (same)
-			old_values[i] = new_values[i];
-		else
-			column_value(&old_values[i], column, old);
+		if (new_pairs != NULL)
+			column_value(set_key(&new_pairs[npairs], column->name, column->name_len),
+						 column, new);
+		if (old_pairs != NULL)
+		{
+			old_value = set_key(&old_pairs[npairs], column->name, column->name_len);
+			if (same)
+				*old_value = new_pairs[npairs].value;
+			else
+				column_value(old_value, column, old);
+		}
+		npairs++;
 	}
 	if (op == CAPTURE_UPDATE && !changed && !capture->keep_unchanged)
 		return NULL;
 
-	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	push_string(&state, "op", ops[op], strlen(ops[op]));
-	if (new_values != NULL)
-		push_row(&state, "new", capture, new_values, wanted);
-	if (old_values != NULL)
-		push_row(&state, "old", capture, old_values, wanted);
-	if (moved != NULL)
-		push_string(&state, op == CAPTURE_DELETE ? "moved_to" : "moved_from", moved, moved_len);
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+	/* in the order of keys of a jsonb object */
+	set_cstring(set_key(&members[nmembers++], "op", 2), ops[op]);
+	if (new_pairs != NULL)
+		set_object(set_key(&members[nmembers++], "new", 3), new_pairs, npairs);
+	if (old_pairs != NULL)
+		set_object(set_key(&members[nmembers++], "old", 3), old_pairs, npairs);
+	if (moved != NULL && op == CAPTURE_DELETE)
+		set_string(set_key(&members[nmembers++], "moved_to", 8), moved, moved_len);
+	else if (moved != NULL)
+		set_string(set_key(&members[nmembers++], "moved_from", 10), moved, moved_len);
+	set_object(&object, members, nmembers);
+	return JsonbValueToJsonb(&object);
 }
 
 /* What an event's metadata say of the statement. */

@@ -1159,6 +1159,15 @@ add_new_name(NewName **names, int *count, int *room, NameKind kind,
 	added->len = len;
 }
 
+/* Is the event's type the same as that of the event before, as one can tell at a glance? */
+static inline bool
+same_type(const AppendBatch *append, int i)
+{
+	return i > 0 && append->events[i].type == append->events[i - 1].type &&
+		append->events[i].type_len == append->events[i - 1].type_len &&
+		!append->events[i - 1].duplicate;
+}
+
 /*
  * Names that have no number yet get one, in one order in all calls: a name that
  * another transaction is about to make is waited for.
@@ -1184,7 +1193,8 @@ make_new_names(AppendBatch *append)
 
 		if (event->duplicate)
 			continue;
-		add_new_name(&names, &count, &room, NAME_EVENT_TYPE, event->type, event->type_len);
+		if (!same_type(append, i))
+			add_new_name(&names, &count, &room, NAME_EVENT_TYPE, event->type, event->type_len);
 		if (event->source != NULL)
 			add_new_name(&names, &count, &room, NAME_SOURCE, event->source, event->source_len);
 	}
@@ -1214,7 +1224,8 @@ number_names(AppendBatch *append)
 
 		if (event->duplicate)
 			continue;
-		event->type_id = names_intern(NAME_EVENT_TYPE, event->type, event->type_len);
+		event->type_id = same_type(append, i) ? append->events[i - 1].type_id :
+			names_intern(NAME_EVENT_TYPE, event->type, event->type_len);
 		if (event->source != NULL)
 			event->source_id = names_intern(NAME_SOURCE, event->source, event->source_len);
 	}

@@ -108,12 +108,37 @@ forget_stale(void)
 	}
 }
 
+/* What an expression may depend on is the same for all, where it is read and where it is run. */
+static void
+fix_settings(void)
+{
+	static const char *const settings[][2] = {
+		{"standard_conforming_strings", "on"},
+		{"backslash_quote", "safe_encoding"},
+		{"quote_all_identifiers", "off"},
+		{"default_text_search_config", "pg_catalog.simple"},
+		{"lc_monetary", "C"},
+		{"lc_numeric", "C"},
+		{"lc_time", "C"},
+		{"xmlbinary", "base64"},
+		{"xmloption", "content"},
+	};
+
+	plans_settings("UTC");
+	for (int i = 0; i < lengthof(settings); i++)
+		plans_set(settings[i][0], settings[i][1]);
+}
+
 /* Reads rules into a context of their own; connected to SPI. */
 static List *
 compile(Jsonb *rules, MemoryContext context)
 {
 	MemoryContext saved = MemoryContextSwitchTo(context);
-	List	   *result = rule_read_all(rules);
+	List	   *result;
+
+	/* literals become values here: '2024-01-01' depends on the time zone */
+	fix_settings();
+	result = rule_read_all(rules);
 
 	MemoryContextSwitchTo(saved);
 	return result;
@@ -269,6 +294,141 @@ put(Jsonb *object, const FieldPath *path, Jsonb *value)
 	return DatumGetJsonbP(jsonb_set_element(object, path->fields, path->count, &element));
 }
 
+/* Those of the paths that go by this name at their place number depth. */
+static List *
+paths_by(const List *paths, int depth, const JsonbValue *key)
+{
+	List	   *result = NIL;
+	ListCell   *cell;
+
+	foreach(cell, paths)
+	{
+		FieldPath  *path = lfirst(cell);
+		text	   *name;
+
+		if (path->count <= depth)
+			continue;
+		name = (text *) DatumGetPointer(path->fields[depth]);
+		if (VARSIZE_ANY_EXHDR(name) == key->val.string.len &&
+			memcmp(VARDATA_ANY(name), key->val.string.val, key->val.string.len) == 0)
+			result = lappend(result, path);
+	}
+	return result;
+}
+
+static bool
+one_ends_at(const List *paths, int depth)
+{
+	ListCell   *cell;
+
+	foreach(cell, paths)
+		if (((FieldPath *) lfirst(cell))->count == depth)
+			return true;
+	return false;
+}
+
+/* Does any of the paths, from its place number depth on, lead to something? */
+static bool
+leads_anywhere(JsonbValue *value, const List *paths, int depth)
+{
+	JsonbIterator *it;
+	JsonbIteratorToken token;
+	JsonbValue	key;
+	JsonbValue	member;
+
+	if (value->type != jbvBinary)
+		return false;
+	check_stack_depth();
+	it = JsonbIteratorInit(value->val.binary.data);
+	(void) JsonbIteratorNext(&it, &member, true);
+	while ((token = JsonbIteratorNext(&it, &member, true)) == WJB_ELEM || token == WJB_KEY)
+	{
+		const List *deeper = paths;
+		int			next = depth;
+
+		if (token == WJB_KEY)
+		{
+			key = member;
+			(void) JsonbIteratorNext(&it, &member, true);
+			deeper = paths_by(paths, depth, &key);
+			next = depth + 1;
+			if (deeper == NIL)
+				continue;
+			if (one_ends_at(deeper, next))
+				return true;
+		}
+		if (leads_anywhere(&member, deeper, next))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * A container with only what the paths lead to, or with all but that.  They go
+ * through arrays: what is behind one is meant of each of its elements.
+ */
+static JsonbValue *
+filter(JsonbParseState **state, JsonbValue *value, const List *paths, int depth, bool picks)
+{
+	JsonbIterator *it = JsonbIteratorInit(value->val.binary.data);
+	JsonbIteratorToken token;
+	JsonbValue	member;
+	bool		is_array = JsonContainerIsArray(value->val.binary.data);
+
+	check_stack_depth();
+	(void) JsonbIteratorNext(&it, &member, true);
+	(void) pushJsonbValue(state, is_array ? WJB_BEGIN_ARRAY : WJB_BEGIN_OBJECT, NULL);
+	while ((token = JsonbIteratorNext(&it, &member, true)) == WJB_ELEM || token == WJB_KEY)
+	{
+		const List *deeper = paths;
+		int			next = depth;
+		bool		whole = !picks;
+
+		if (token == WJB_KEY)
+		{
+			JsonbValue	key = member;
+
+			(void) JsonbIteratorNext(&it, &member, true);
+			deeper = paths_by(paths, depth, &key);
+			next = depth + 1;
+			if (one_ends_at(deeper, next))
+			{
+				if (!picks)
+					continue;
+				whole = true;
+			}
+			else if (picks && !leads_anywhere(&member, deeper, next))
+				continue;
+			(void) pushJsonbValue(state, WJB_KEY, &key);
+			token = WJB_VALUE;
+			if (whole && (picks || deeper == NIL))
+			{
+				(void) pushJsonbValue(state, token, &member);
+				continue;
+			}
+		}
+		if (member.type == jbvBinary)
+			(void) filter(state, &member, deeper, next, picks);
+		else if (!picks)
+			(void) pushJsonbValue(state, token, &member);
+	}
+	return pushJsonbValue(state, is_array ? WJB_END_ARRAY : WJB_END_OBJECT, NULL);
+}
+
+static Jsonb *
+pick_or_drop(Jsonb *from, const List *paths, bool picks)
+{
+	JsonbParseState *state = NULL;
+	JsonbValue	root;
+
+	root.type = jbvBinary;
+	root.val.binary.data = &from->root;
+	root.val.binary.len = VARSIZE(from) - VARHDRSZ;
+	if (JB_ROOT_IS_SCALAR(from) || !leads_anywhere(&root, paths, 0))
+		return picks ? empty_object() : from;
+	return JsonbValueToJsonb(filter(&state, &root, paths, 0, picks));
+}
+
 /* Takes away what stands at a path. */
 static Jsonb *
 drop(Jsonb *object, const FieldPath *path)
@@ -304,7 +464,6 @@ apply_part(const Part *part, Jsonb *value, const Datum *columns, const bool *col
 {
 	ListCell   *cell;
 	List	   *moved = NIL;
-	Jsonb	   *from;
 
 	if (part->column > 0)
 	{
@@ -314,19 +473,12 @@ apply_part(const Part *part, Jsonb *value, const Datum *columns, const bool *col
 		value = column_nulls[part->column - 1] ? JsonbValueToJsonb(&null) :
 			DatumGetJsonbP(columns[part->column - 1]);
 	}
-	from = value;
-	if (part->picks || (part->placed != NIL && !is_object(value)))
+	if (part->picks)
+		value = pick_or_drop(value, part->picked, true);
+	if (part->dropped != NIL)
+		value = pick_or_drop(value, part->dropped, false);
+	if (part->placed != NIL && !is_object(value))
 		value = empty_object();
-	foreach(cell, part->picked)
-	{
-		FieldPath	   *path = lfirst(cell);
-		Jsonb	   *found = get(from, path, path->count);
-
-		if (found != NULL)
-			value = put(value, path, found);
-	}
-	foreach(cell, part->dropped)
-		value = drop(value, lfirst(cell));
 	/* all at once, so that two can change places */
 	for (int i = 0; i < list_length(part->renamed); i += 2)
 	{
@@ -449,7 +601,11 @@ apply_field(const Field *field, RuleField which, Datum *values, bool *nulls,
 				input_correlation_id(&event, DatumGetTextPP(values[to]));
 			break;
 		case RULE_SCHEMA_VERSION:
-			input_schema_version(nulls[to] ? 0 : DatumGetInt32(values[to]));
+			if (nulls[to])
+				ereport(ERROR,
+						(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+						 errmsg("schema_version must not be NULL")));
+			input_schema_version(DatumGetInt32(values[to]));
 			break;
 		default:
 			break;
@@ -525,7 +681,7 @@ apply_first(List *rules, Place *place, Datum *values, bool *nulls)
 		place->rule++;
 		if (rule->plan != NULL && !set)
 		{
-			plans_settings("UTC");
+			fix_settings();
 			set = true;
 		}
 		if (apply_rule(rule, values, nulls, VARDATA_ANY(stream), VARSIZE_ANY_EXHDR(stream),

@@ -16,7 +16,9 @@
 #include "postgres.h"
 
 #include "catalog/pg_type_d.h"
+#include "common/string.h"
 #include "lib/stringinfo.h"
+#include "nodes/nodeFuncs.h"
 #include "nodes/parsenodes.h"
 #include "optimizer/optimizer.h"
 #include "parser/parser.h"
@@ -106,6 +108,19 @@ string_text(const JsonbValue *value)
  * ----------------------------------------------------------------
  */
 
+/* What the parser finds wrong stands in the expression, not in the caller's statement. */
+static void
+expression_error(void *arg)
+{
+	int			position = geterrposition();
+
+	if (position <= 0)
+		return;
+	errposition(0);
+	internalerrposition(position);
+	internalerrquery(arg);
+}
+
 /* An expression as text, which has been found to be one. */
 static char *
 expression(const char *what, const JsonbValue *value)
@@ -114,11 +129,17 @@ expression(const char *what, const JsonbValue *value)
 	List	   *parsed;
 	SelectStmt *select;
 	ResTarget  *target;
+	ErrorContextCallback callback;
 
 	if (value->type != jbvString)
 		invalid(what, "An SQL expression must be a JSON string.");
 	sql = pnstrdup(value->val.string.val, value->val.string.len);
+	callback.callback = expression_error;
+	callback.arg = sql;
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
 	parsed = raw_parser(sql, RAW_PARSE_PLPGSQL_EXPR);
+	error_context_stack = callback.previous;
 	if (list_length(parsed) != 1 ||
 		!IsA(linitial_node(RawStmt, parsed)->stmt, SelectStmt))
 		invalid(what, "It is no SQL expression.");
@@ -308,10 +329,16 @@ read_constant(Field *field, RuleField which, JsonbValue *value)
 
 	if (which == RULE_SCHEMA_VERSION)
 	{
-		if (value->type != jbvNumeric)
-			invalid(name, "It must be a number, or an object with the key sql.");
-		field->constant = DirectFunctionCall1(numeric_int4, NumericGetDatum(value->val.numeric));
-		input_schema_version(DatumGetInt32(field->constant));
+		char	   *end = NULL;
+		int			number = 0;
+
+		errno = 0;
+		if (value->type == jbvNumeric)
+			number = strtoint(numeric_normalize(value->val.numeric), &end, 10);
+		if (end == NULL || *end != '\0' || errno != 0)
+			invalid(name, "It must be a whole number, or an object with the key sql.");
+		input_schema_version(number);
+		field->constant = Int32GetDatum(number);
 		return;
 	}
 	if (value->type != jbvString)
@@ -398,18 +425,62 @@ default_metadata(Part *part)
 							  dotted_path("metadata", "tracestate", 10));
 }
 
+static bool
+locks_rows(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	if (!IsA(node, Query))
+		return expression_tree_walker(node, locks_rows, context);
+	return ((Query *) node)->rowMarks != NIL ||
+		query_tree_walker((Query *) node, locks_rows, context, 0);
+}
+
 /* What goes out depends on the event, and changes nothing. */
 static void
-refuse_volatile(SPIPlanPtr plan)
+check_changes_nothing(Query *query)
 {
-	ListCell   *source;
+	if (contain_volatile_functions((Node *) query))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("an expression in a rule of a translation calls a volatile function"),
+				 errhint("Declare the function STABLE or IMMUTABLE if it changes nothing.")));
+	if (locks_rows((Node *) query, NULL))
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("an expression in a rule of a translation locks rows")));
+}
 
-	foreach(source, SPI_plan_get_plan_sources(plan))
-		if (contain_volatile_functions((Node *) ((CachedPlanSource *) lfirst(source))->query_list))
-			ereport(ERROR,
-					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
-					 errmsg("an expression in a rule of a translation calls a volatile function"),
-					 errhint("Declare the function STABLE or IMMUTABLE if it changes nothing.")));
+/*
+ * One value comes of each expression, if and only if the condition holds.  With
+ * an aggregate there would be a row in any case, with a set there may be none.
+ */
+static void
+check_one_row(Query *query)
+{
+	Query	   *inner = linitial_node(RangeTblEntry, query->rtable)->subquery;
+
+	if (inner->hasAggs || inner->hasWindowFuncs)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("an expression in a rule of a translation has an aggregate or window function"),
+				 errdetail("There is one event, and nothing to aggregate."),
+				 errhint("Aggregate rows of a subquery: (SELECT ... FROM ...).")));
+	if (inner->hasTargetSRFs)
+		ereport(ERROR,
+				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
+				 errmsg("an expression in a rule of a translation returns a set"),
+				 errhint("Make one value of it in a subquery: (SELECT ... FROM ...).")));
+}
+
+static void
+check_plan(SPIPlanPtr plan)
+{
+	CachedPlanSource *source = linitial(SPI_plan_get_plan_sources(plan));
+	Query	   *query = linitial_node(Query, source->query_list);
+
+	check_changes_nothing(query);
+	check_one_row(query);
 }
 
 static void
@@ -433,7 +504,7 @@ prepare(Rule *rule, RuleQuery *query)
 	if (rule->plan == NULL)
 		elog(ERROR, "could not prepare \"%s\"", sql.data);
 	rule->ncolumns = query->ncolumns;
-	refuse_volatile(rule->plan);
+	check_plan(rule->plan);
 }
 
 static Rule *
