@@ -288,8 +288,8 @@ SELECT event_store.merge_patch('{"a":1}'), event_store.apply_merge_patch('{}', '
 RESET ROLE;
 
 -- the parts cannot be called
-SELECT raises('SELECT event_store.merge_patch_result(NULL)');
-SELECT raises('SELECT event_store.fold_result(NULL)');
+SELECT left(raises('SELECT event_store.merge_patch_result(NULL)'), 5) IN ('42883', '0A000') AS refused;
+SELECT left(raises('SELECT event_store.fold_result(NULL)'), 5) IN ('42883', '0A000') AS refused;
 
 -- ---------------------------------------------------------------------------
 -- In the log

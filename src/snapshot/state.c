@@ -132,11 +132,12 @@ static bool
 may_save(void)
 {
 	Oid			function;
+	Oid			any[1] = {InvalidOid};	/* not looked at */
 
 	if (XactReadOnly || RecoveryInProgress() || IsInParallelMode())
 		return false;
 	function = LookupFuncName(list_make2(makeString("event_store"), makeString("save_snapshot")),
-							  -1, NULL, true);
+							  -1, any, true);
 	return OidIsValid(function) &&
 		compat_function_aclcheck(function, GetUserId()) == ACLCHECK_OK;
 }
