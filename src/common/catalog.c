@@ -24,8 +24,9 @@
 #include "common/catalog.h"
 #include "common/errors.h"
 
+const Store *catalog_known = NULL;
+
 static Store store;
-static bool store_valid = false;
 static uint64 generation = 0;
 static uint64 messages = 0;		/* from the relation cache, so far */
 
@@ -42,7 +43,7 @@ relcache_callback(Datum arg, Oid relid)
 {
 	if (catalog_message_is_news(relid))
 		messages++;
-	if (!store_valid)
+	if (catalog_known == NULL)
 		return;
 	if (relid == InvalidOid || relid == store.event || relid == store.stream ||
 		relid == store.counter || relid == store.events_view ||
@@ -51,10 +52,10 @@ relcache_callback(Datum arg, Oid relid)
 		relid == store.subscriptions_view || relid == store.projections_view ||
 		relid == store.inbox_window || relid == store.inbox_turn ||
 		relid == store.append_result_rel || relid == store.recorded_event_rel)
-		store_valid = false;
-	for (int i = 0; i < NAME_KINDS && store_valid; i++)
+		catalog_known = NULL;
+	for (int i = 0; i < NAME_KINDS && catalog_known != NULL; i++)
 		if (relid == store.names[i].table)
-			store_valid = false;
+			catalog_known = NULL;
 }
 
 /* ----------------------------------------------------------------
@@ -324,10 +325,11 @@ look_up_store(void)
 			look_up_part[i] ();
 }
 
+/* What catalog_store() does where the store is not known. */
 const Store *
-catalog_store(void)
+catalog_look_up(void)
 {
-	while (unlikely(!store_valid))
+	while (catalog_known == NULL)
 	{
 		Store		before = store;
 		uint64		seen = messages;
@@ -337,9 +339,10 @@ catalog_store(void)
 		if (memcmp(&store, &before, sizeof(Store)) != 0)
 			store.generation = ++generation;
 		/* a message that came in meanwhile asks for one more round */
-		store_valid = seen == messages;
+		if (seen == messages)
+			catalog_known = &store;
 	}
-	return &store;
+	return catalog_known;
 }
 
 /* The generation stays: nothing was derived from a part before it was looked up. */

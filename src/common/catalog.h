@@ -318,7 +318,18 @@ catalog_message_is_news(Oid relid)
 
 extern bool catalog_has_shape(TupleDesc desc, CatalogShape shape);
 extern Oid	catalog_relation(const char *name);
-extern const Store *catalog_store(void);
+
+/* the store as it was looked up; NULL: it has to be looked up anew */
+extern const Store *catalog_known;
+extern const Store *catalog_look_up(void);
+
+/* Asked several times for each event, so what is known costs no call. */
+static inline const Store *
+catalog_store(void)
+{
+	return likely(catalog_known != NULL) ? catalog_known : catalog_look_up();
+}
+
 extern const Store *catalog_consumers(void);
 extern const Store *catalog_snapshots(void);
 extern const Store *catalog_inbox(void);

@@ -17,6 +17,7 @@
  */
 #include "postgres.h"
 
+#include "port/pg_bswap.h"
 #include "utils/timestamp.h"
 
 #include "common/ids.h"
@@ -33,11 +34,10 @@ ids_derive(pg_uuid_t *id, int64 position, TimestampTz recorded_at, int64 key)
 	uint64		low = (UINT64CONST(2) << 62) |
 		(((uint64) position + (uint64) key) & LOW_BITS);
 
-	for (int i = 0; i < 8; i++)
-	{
-		id->data[i] = (unsigned char) (high >> (56 - 8 * i));
-		id->data[8 + i] = (unsigned char) (low >> (56 - 8 * i));
-	}
+	high = pg_hton64(high);
+	low = pg_hton64(low);
+	memcpy(id->data, &high, sizeof(high));
+	memcpy(id->data + sizeof(high), &low, sizeof(low));
 }
 
 /*

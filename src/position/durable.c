@@ -95,10 +95,10 @@ durable_row(TupleTableSlot *slot, Snapshot snapshot)
 	 * long ago may look as if it were of the future.
 	 */
 	xid = HeapTupleHeaderGetRawXmin(tuple->t_data);
-	if (!TransactionIdIsNormal(xid) ||
+	if (xid == last_xid || !TransactionIdIsNormal(xid) ||
 		!TransactionIdPrecedes(xid, snapshot->xmax))
 		return false;
-	if (xid == last_xid || TransactionIdPrecedes(xid, durable_horizon) ||
+	if (TransactionIdPrecedes(xid, durable_horizon) ||
 		TransactionIdIsCurrentTransactionId(xid))
 		return false;
 	if (XLogNeedsFlush(TransactionIdGetCommitLSN(xid)))

@@ -82,6 +82,9 @@ typedef struct Range
 	int64		position;		/* of the entry found, if ranges are merged */
 } Range;
 
+/* names of types that a reader keeps; a log has few, in any order */
+#define KEPT_TYPES	16
+
 /* a name as text, in the reader's memory */
 typedef struct NameBuffer
 {
@@ -141,7 +144,7 @@ struct Reader
 
 	StreamNames stream_names;
 	NameBuffer	stream_name;
-	NameBuffer	type_name;
+	NameBuffer *type_names[KEPT_TYPES]; /* by the number's rest; NULL: none yet */
 	NameBuffer	source_name;
 };
 
@@ -410,15 +413,30 @@ end_segment(Reader *reader)
 	reader->in_segment = false;
 }
 
+/*
+ * The bounds of the read, of column attno of an index, as far as they cut the
+ * segment: each key is compared with every entry.
+ */
+static int
+position_keys(const Reader *reader, int attno, ScanKey keys)
+{
+	int			n = 0;
+
+	if (reader->low > reader->segment.first)
+		key_int64(&keys[n++], attno, BTGreaterEqualStrategyNumber, reader->low);
+	if (reader->high < reader->segment.end - 1)
+		key_int64(&keys[n++], attno, BTLessEqualStrategyNumber, reader->high);
+	return n;
+}
+
 /* The whole segment by position. */
 static void
 add_position_range(Reader *reader)
 {
 	ScanKeyData keys[2];
+	int			nkeys = position_keys(reader, 1, keys);
 
-	key_int64(&keys[0], 1, BTGreaterEqualStrategyNumber, reader->low);
-	key_int64(&keys[1], 1, BTLessEqualStrategyNumber, reader->high);
-	add_range(reader, INDEX_POSITION, keys, 2, false);
+	add_range(reader, INDEX_POSITION, keys, nkeys, false);
 }
 
 static ScanDirection
@@ -457,9 +475,8 @@ add_pair_ranges(Reader *reader, const Pair *pairs, int npairs)
 
 		key_int32(&keys[0], 1, BTEqualStrategyNumber, pairs[i].category_id);
 		key_int32(&keys[1], 2, BTEqualStrategyNumber, pairs[i].type_id);
-		key_int64(&keys[2], 3, BTGreaterEqualStrategyNumber, reader->low);
-		key_int64(&keys[3], 3, BTLessEqualStrategyNumber, reader->high);
-		add_range(reader, INDEX_CATEGORY, keys, 4, npairs > 1);
+		add_range(reader, INDEX_CATEGORY, keys,
+				  2 + position_keys(reader, CATEGORY_INDEX_POSITION, &keys[2]), npairs > 1);
 	}
 	if (npairs == 1)
 		return;
@@ -845,6 +862,7 @@ next_segment_by_list(Reader *reader)
 	ReadRequest *request = &reader->request;
 	bool		of_stream = request->kind == READ_STREAM || request->kind == READ_LAST;
 	ScanKeyData keys[3];
+	int			nkeys = 0;
 
 	/* an id that the store has computed says where its event is */
 	reader->by_made_id = false;
@@ -893,12 +911,15 @@ next_segment_by_list(Reader *reader)
 			add_range(reader, INDEX_CORRELATION, keys, 1, false);
 			break;
 		default:
-			key_int64(&keys[0], 1, BTEqualStrategyNumber, reader->stream_id);
-			key_int32(&keys[1], 2, BTGreaterEqualStrategyNumber,
-					  (int32) Min(request->from_version, PG_INT32_MAX));
-			key_int32(&keys[2], 2, BTLessEqualStrategyNumber,
-					  (int32) request->until_version);
-			add_range(reader, INDEX_STREAM, keys, 3, false);
+			/* each key is compared with every entry: none that all versions satisfy */
+			key_int64(&keys[nkeys++], 1, BTEqualStrategyNumber, reader->stream_id);
+			if (request->from_version > 1)
+				key_int32(&keys[nkeys++], 2, BTGreaterEqualStrategyNumber,
+						  (int32) Min(request->from_version, PG_INT32_MAX));
+			if (request->until_version < PG_INT32_MAX)
+				key_int32(&keys[nkeys++], 2, BTLessEqualStrategyNumber,
+						  (int32) request->until_version);
+			add_range(reader, INDEX_STREAM, keys, nkeys, false);
 			break;
 	}
 	return true;
@@ -1101,6 +1122,9 @@ accept(Reader *reader, Probe *probe)
 
 	if (request->kind == READ_STREAM || request->kind == READ_LAST)
 	{
+		/* all columns at once where every row is handed out */
+		if (reader->type_id == 0 && !request->has_until_time)
+			slot_getallattrs(probe->slot);
 		reader->last_version = probe_int32(probe, EV_VERSION);
 		if (reader->type_id != 0 && probe_int32(probe, EV_TYPE_ID) != reader->type_id)
 			return false;
@@ -1155,13 +1179,30 @@ accept(Reader *reader, Probe *probe)
 static Datum
 buffered_name(NameBuffer *buffer, int64 id, const text *name)
 {
-	if (VARSIZE_ANY(name) > sizeof(buffer->name))
+	Size		size = VARSIZE_ANY(name);
+
+	if (unlikely(size > sizeof(buffer->name)))
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_STORE_DAMAGED),
 				 errmsg("name of id %lld is too long", (long long) id)));
-	memcpy(&buffer->name, name, VARSIZE_ANY(name));
+	memcpy(&buffer->name, name, size);
 	buffer->id = id;
 	return PointerGetDatum(&buffer->name);
+}
+
+static Datum
+type_name(Reader *reader, int32 type_id)
+{
+	NameBuffer **kept = &reader->type_names[(uint32) type_id % KEPT_TYPES];
+
+	if (unlikely(*kept == NULL))
+	{
+		*kept = palloc(sizeof(NameBuffer));
+		(*kept)->id = 0;
+	}
+	if (likely((*kept)->id == type_id))
+		return PointerGetDatum(&(*kept)->name);
+	return buffered_name(*kept, type_id, names_text(NAME_EVENT_TYPE, type_id));
 }
 
 /* The columns of event_store.recorded_event; good until the next call. */
@@ -1184,7 +1225,7 @@ event_values(Reader *reader, Probe *probe, Datum *values, bool *nulls)
 #define COPY(to, from) \
 	do { values[to] = event[(from) - 1]; nulls[to] = event_nulls[(from) - 1]; } while (0)
 
-	stream_id = DatumGetInt64(event[EV_STREAM_ID - 1]);
+	stream_id = reader->row_stream_id = DatumGetInt64(event[EV_STREAM_ID - 1]);
 	type_id = DatumGetInt32(event[EV_TYPE_ID - 1]);
 	nulls[RE_STREAM] = !WANTED(RE_STREAM);
 	if (WANTED(RE_STREAM))
@@ -1194,10 +1235,7 @@ event_values(Reader *reader, Probe *probe, Datum *values, bool *nulls)
 						  names_stream(stream_id, &reader->stream_names, reader->snapshot));
 	nulls[RE_TYPE] = !WANTED(RE_TYPE);
 	if (WANTED(RE_TYPE))
-		values[RE_TYPE] = reader->type_name.id == type_id ?
-			PointerGetDatum(&reader->type_name.name) :
-			buffered_name(&reader->type_name, type_id,
-						  names_text(NAME_EVENT_TYPE, type_id));
+		values[RE_TYPE] = type_name(reader, type_id);
 	nulls[RE_SOURCE] = event_nulls[EV_SOURCE_ID - 1] || !WANTED(RE_SOURCE);
 	if (!nulls[RE_SOURCE])
 	{
@@ -1273,9 +1311,9 @@ reader_next(Reader *reader, Datum *values, bool *nulls)
 	{
 		if (!reader->durable)
 			reader->durable = durable_row(row->slot, reader->snapshot);
-		reader->row_stream_id = probe_int64(row, EV_STREAM_ID);
 		if (reader->request.positions_only)
 		{
+			reader->row_stream_id = probe_int64(row, EV_STREAM_ID);
 			values[RE_POSITION] = Int64GetDatum(probe_int64(row, EV_POSITION));
 			nulls[RE_POSITION] = false;
 		}

@@ -578,9 +578,12 @@ close_scan(ReadScanState *state)
 Datum
 scan_row_value(ExpandedRecordHeader *row, Datum *values, bool *nulls)
 {
-	for (int i = 0; i < RE_NATTS; i++)
-		if (!nulls[i] && TupleDescAttr(row->er_tupdesc, i)->attlen == -1 &&
-			VARATT_IS_EXTERNAL(DatumGetPointer(values[i])))
+	static const int may_be_external[] = {RE_DATA, RE_METADATA, RE_CORRELATION_ID, RE_STREAM,
+	RE_TYPE, RE_SOURCE};
+
+	for (int i = 0; i < lengthof(may_be_external); i++)
+		if (!nulls[may_be_external[i]] &&
+			VARATT_IS_EXTERNAL(DatumGetPointer(values[may_be_external[i]])))
 			return HeapTupleGetDatum(heap_form_tuple(row->er_tupdesc, values, nulls));
 	row->dvalues = values;
 	row->dnulls = nulls;
