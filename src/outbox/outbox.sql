@@ -209,7 +209,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_publish';
 REVOKE ALL ON FUNCTION event_store.publish(text, text, jsonb, jsonb, uuid, interval, text) FROM PUBLIC;
 ALTER FUNCTION event_store.publish(text, text, jsonb, jsonb, uuid, interval, text) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.publish(text, text, jsonb, jsonb, uuid, interval, text) IS
-'publish(topic, key, payload, headers = {}, message_id = NULL, deliver_after = NULL, type = NULL) -> bigint: puts a message into the outbox; it is sent if this transaction commits, and otherwise it never was. Returns its id in the outbox. Messages of one key (1 to 1024 bytes) are delivered in the order in which they were published, whatever their topics; without a key (NULL) in any order. headers: a JSON object. message_id: what identifies the message for ever; NULL: a new UUID version 7. It is not looked up: who publishes one id twice has two messages. deliver_after: it is not delivered before; then it is put into the outbox as if it were published then, under another id, but with the same message_id. type: NULL: the topic. With event_store.outbox_mode = wal the message is written to the write-ahead log only, for logical decoding, with the prefix event_store.outbox. Raises VE002 for an invalid argument, VE016 for mode wal where wal_level is not logical.';
+'publish(topic, key, payload, headers = {}, message_id = NULL, deliver_after = NULL, type = NULL) -> bigint: puts a message into the outbox; it is sent if this transaction commits, and otherwise it never was. Returns its id in the outbox. Messages of one key (1 to 1024 bytes) are delivered in the order in which they were published, whatever their topics; without a key (NULL) in any order. headers: a JSON object. message_id: what identifies the message for ever; NULL: a new UUID version 7. It is not looked up: who publishes one id twice has two messages. deliver_after: it is not delivered before; then it is put into the outbox as if it were published then, those of a key in the order of their times, under another id, but with the same message_id. type: NULL: the topic. With event_store.outbox_mode = wal the message is written to the write-ahead log only, for logical decoding, with the prefix event_store.outbox. Raises VE002 for an invalid argument, VE016 for mode wal where wal_level is not logical.';
 
 CREATE FUNCTION event_store.outbox_poll(
 	relay text,
@@ -297,7 +297,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_outbox_re
 REVOKE ALL ON FUNCTION event_store.outbox_replay_dead_letters(bigint, text) FROM PUBLIC;
 ALTER FUNCTION event_store.outbox_replay_dead_letters(bigint, text) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.outbox_replay_dead_letters(bigint, text) IS
-'outbox_replay_dead_letters(id = NULL, key = NULL) -> bigint: delivers dead letters of the outbox again: the one with an id, those of a key, or all; what is parked behind them follows in order. Their attempts are counted anew. Returns how many they are. Raises VE002 if both are given.';
+'outbox_replay_dead_letters(id = NULL, key = NULL) -> bigint: delivers dead letters of the outbox again: the one with an id, those of a key, or all; what is parked behind them follows in order. Their attempts are counted anew. Returns how many they are. Raises VE002 if both are given, 0A000 in REPEATABLE READ and SERIALIZABLE.';
 
 CREATE FUNCTION event_store.outbox_discard_dead_letters(
 	reason text,
@@ -308,7 +308,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_outbox_di
 REVOKE ALL ON FUNCTION event_store.outbox_discard_dead_letters(text, bigint, text) FROM PUBLIC;
 ALTER FUNCTION event_store.outbox_discard_dead_letters(text, bigint, text) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.outbox_discard_dead_letters(text, bigint, text) IS
-'outbox_discard_dead_letters(reason, id = NULL, key = NULL) -> bigint: gives dead letters of the outbox up: the one with an id, those of a key, or all; what is parked behind them is delivered. The reason stands in the view outbox_history. Returns how many they were. Raises VE002 if the reason is empty, or both are given.';
+'outbox_discard_dead_letters(reason, id = NULL, key = NULL) -> bigint: gives dead letters of the outbox up: the one with an id, those of a key, or all; what is parked behind them is delivered. The reason stands in the view outbox_history. Returns how many they were. Raises VE002 if the reason is empty, or both are given, 0A000 in REPEATABLE READ and SERIALIZABLE.';
 
 CREATE FUNCTION event_store.route_to_outbox(
 	name text,

@@ -254,6 +254,8 @@ CREATE TABLE event_store.subscription_change (
 );
 CREATE INDEX subscription_change_at ON event_store.subscription_change (subscription_id, at);
 ALTER TABLE event_store.subscription_change OWNER TO @extowner@;
+-- it has no key, but rows of it are deleted, which must go where all tables are published, too
+ALTER TABLE event_store.subscription_change REPLICA IDENTITY FULL;
 COMMENT ON TABLE event_store.subscription_change IS 'what was done to subscriptions; see the view subscription_history';
 COMMENT ON COLUMN event_store.subscription_change.subscription_id IS 'event_store.subscription.id';
 COMMENT ON COLUMN event_store.subscription_change.at IS 'when';
