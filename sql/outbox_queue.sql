@@ -87,6 +87,18 @@ SELECT event_store.outbox_ack('s', (SELECT array_agg(id) FROM event_store.outbox
 SELECT payload, state FROM event_store.outbox_messages ORDER BY id;
 SELECT event_store.outbox_ack('s', array_agg(id)) FROM event_store.outbox_poll('s');
 
+-- that a slot was found empty counts for nothing when what emptied it is rolled back
+SELECT event_store.publish('t', 'a', to_jsonb(i)) > 0 FROM generate_series(1, 3) AS i;
+SELECT event_store.append('a-1', 't', '1') IS NOT NULL;
+BEGIN;
+SELECT event_store.outbox_ack('r', array_agg(id)) FROM event_store.outbox_poll('r');
+SELECT count(*) FROM event_store.outbox_poll('r');
+ROLLBACK;
+SELECT event_store.outbox_ack('s', array_agg(id)) FROM event_store.outbox_poll('s', 1);
+SELECT event_store.publish('t', 'a', '4') > 0;
+SELECT payload FROM event_store.outbox_poll('r') ORDER BY id;
+SELECT event_store.outbox_ack('r', (SELECT array_agg(id) FROM event_store.outbox_messages WHERE state = 'leased'));
+
 -- many keys, several relays: each message once, and each key in order
 CREATE TABLE got (n bigserial, relay text, key text, id bigint);
 SELECT count(event_store.publish('t', nullif('k' || i % 23, 'k0'), to_jsonb(i))) FROM generate_series(1, 1000) AS i;
@@ -180,6 +192,18 @@ SELECT event_store.tend_outbox();
 SELECT drain();
 SELECT tables();
 SELECT state, attempts, error, payload->>'x' = repeat('x', 400) AS whole FROM event_store.outbox_messages WHERE topic = 't';
+-- a table that something is left in for long is passed over
+SELECT event_store.publish('t', 'held', '1') > 0;
+SELECT count(*) FROM event_store.outbox_poll('slow', 1);
+DO $$ BEGIN FOR i IN 1 .. 6 LOOP
+	PERFORM event_store.publish('t', 'others', jsonb_build_object('x', repeat('x', 1000))) FROM generate_series(1, 2500);
+	COMMIT;
+	PERFORM drain();
+	COMMIT;
+END LOOP; END $$;
+SELECT (SELECT sum(pg_relation_size('event_store.outbox_' || n)) FROM generate_series(0, 3) AS n) < 10000000 AS small,
+	(SELECT count(*) FROM generate_series(0, 3) AS n WHERE pg_relation_size('event_store.outbox_' || n) > 0) <= 2 AS two;
+SELECT event_store.outbox_ack('slow', array_agg(id)) FROM event_store.outbox_messages WHERE relay = 'slow';
 -- as many changes of slots as fill a table of theirs
 DO $$ BEGIN FOR i IN 1 .. 2500 LOOP
 	PERFORM event_store.publish('t', 'k', '1');

@@ -14,6 +14,7 @@ SELECT event_store.route_to_outbox('r', key => '');
 SELECT event_store.route_to_outbox('r', topic => '{nothing}');
 SELECT event_store.route_to_outbox('r', topic => '{stream.x}');
 SELECT event_store.route_to_outbox('r', key => 'a{data.');
+SELECT event_store.route_to_outbox('r', topic => repeat('x', 1000) || '{type}' || repeat('x', 25));
 SELECT event_store.route_to_outbox('r', payload => '{"a": ["{no}"]}');
 SELECT event_store.route_to_outbox('r', payload => '"{no}"');
 SELECT event_store.drop_route('r');

@@ -302,7 +302,7 @@ EOT
 
 SKIP:
 {
-	skip 'test_decoding is not installed', 6
+	skip 'test_decoding is not installed', 8
 	  unless $node->safe_psql('postgres', "SELECT count(*) FROM pg_settings WHERE name = 'wal_level' AND setting = 'logical'")
 	  && -e $node->config_data('--pkglibdir') . '/test_decoding.so';
 
@@ -340,6 +340,37 @@ EOT
 		'00000000-0000-0000-0000-000000000002 wal k" wal {"x": 2} {"h": "a"}', 'each is a JSON object');
 	like($messages[2], qr/"aggregatetype": "routed", "aggregateid": "a-1", "type": "Happened".*"payload": \{"n": 6\}\}$/,
 		'routes write them, too');
+
+	# what replication and Debezium read by default: pgoutput, and a publication for all tables
+	$node->safe_psql('decoded', <<'EOT');
+CREATE PUBLICATION everything FOR ALL TABLES;
+SELECT pg_create_logical_replication_slot('everything', 'pgoutput');
+SELECT event_store.drop_route('r');
+SELECT event_store.publish('late', 'k', '1', deliver_after => '1 ms');
+SELECT event_store.publish('large', 'k', to_jsonb(repeat('x', 2000) || string_agg(md5(i::text), ''))) FROM generate_series(1, 1000) AS i;
+SELECT pg_sleep(0.05);
+SELECT event_store.tend_outbox();
+SELECT count(event_store.publish('t', 'k' || i, to_jsonb(repeat('x', 1000)))) FROM generate_series(1, 2500) AS i;
+SELECT event_store.tend_outbox();
+SELECT event_store.alter_outbox(max_attempts => 1);
+SELECT event_store.outbox_nack('r', min(id), 'no') FROM event_store.outbox_poll('r', NULL);
+SELECT event_store.outbox_discard_dead_letters('no');
+SELECT event_store.outbox_ack('r', array_agg(id)) FROM event_store.outbox_messages;
+SET event_store.outbox_mode = wal;
+SELECT event_store.publish('wal', 'k', '"in the WAL"');
+EOT
+	query_is($node, 'decoded', 'rows are moved, removed, and tables emptied, where all is published', '0|0',
+		'SELECT waiting + leased + delayed + retries + parked + dead_letters, pg_relation_size(\'event_store.outbox_0\') FROM event_store.outbox_status');
+	query_is($node, 'decoded', 'pgoutput shows each as an INSERT, large ones whole, and that tables are emptied', '2502|t|1|t', <<'EOT');
+WITH changes AS (SELECT chr(get_byte(data, 0)) AS kind, data FROM pg_logical_slot_get_binary_changes('everything', NULL, NULL,
+	'proto_version', '1', 'publication_names', 'everything', 'messages', 'true')),
+relations AS (SELECT substr(data, 2, 4) AS id FROM changes WHERE kind = 'R' AND position('outbox_0'::bytea IN data) > 0 OR kind = 'R' AND position('outbox_1'::bytea IN data) > 0)
+SELECT count(*) FILTER (WHERE kind = 'I' AND substr(data, 2, 4) IN (SELECT id FROM relations)),
+	bool_or(kind = 'I' AND length(data) > 34000),
+	count(*) FILTER (WHERE kind = 'M' AND position('event_store.outbox'::bytea IN data) > 0 AND position('in the WAL'::bytea IN data) > 0),
+	bool_or(kind = 'T')
+FROM changes
+EOT
 }
 
 $node->append_conf('postgresql.conf', "wal_level = replica\nmax_wal_senders = 0");

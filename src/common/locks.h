@@ -24,7 +24,7 @@
 #define LOCK_CLASS_PROJECTION	0xE50A	/* a projection, or a key of an inline fold */
 #define LOCK_CLASS_SNAPSHOT	0xE50B	/* a policy of snapshots, by hash of its fold */
 #define LOCK_CLASS_INBOX	0xE50D	/* an id in an inbox, or a window */
-#define LOCK_CLASS_OUTBOX	0xE50C	/* which table of the outbox is written */
+#define LOCK_CLASS_OUTBOX	0xE50C	/* which table of the outbox is written; who moves delayed messages */
 
 extern void locks_set_tag(LOCKTAG *tag, uint16 lock_class, uint64 key);
 

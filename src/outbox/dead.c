@@ -42,6 +42,7 @@ settle(FunctionCallInfo fcinfo, const char *sql, int n, const char *change, cons
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("id and key exclude each other")));
+	deliver_check_isolation("dead letters of the outbox cannot be settled in REPEATABLE READ or SERIALIZABLE");
 	for (int i = 0; i < 2; i++)
 	{
 		values[i] = PG_GETARG_DATUM(n + i);

@@ -30,6 +30,7 @@
 
 #include "common/compat.h"
 #include "common/errors.h"
+#include "common/guc.h"
 #include "notification/notification.h"
 #include "outbox/outbox.h"
 #include "position/position.h"
@@ -69,13 +70,19 @@ deliver_relay_argument(FunctionCallInfo fcinfo, int n)
 				 errmsg("name of a relay must not be NULL")));
 	name = PG_GETARG_TEXT_PP(n);
 	input_check_name("name of a relay", VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name));
-	/* what has failed is looked up by the snapshot of the transaction */
+	deliver_check_isolation("a relay cannot work in REPEATABLE READ or SERIALIZABLE");
+	return name;
+}
+
+/* What has failed is looked up by the snapshot of the transaction, which must be of now. */
+void
+deliver_check_isolation(const char *message)
+{
 	if (IsolationUsesXactSnapshot())
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("a relay cannot work in REPEATABLE READ or SERIALIZABLE"),
+				 errmsg("%s", message),
 				 errhint("Use READ COMMITTED.")));
-	return name;
 }
 
 /* What is out of a slot, and not decided. */
@@ -246,8 +253,11 @@ deliver_slot(Request *request, Subscription *outbox, QueueScan *scan, SlotState 
 		return false;
 	if (aside.count > 0)
 	{
-		keep_add(state->slot, &aside);
-		failure_park(outbox, &aside, NULL, false);
+		EventList	missing = {0};
+
+		keep_missing(&aside, &missing);
+		keep_add(state->slot, &missing);
+		failure_park(outbox, &missing, NULL, false);
 	}
 	if (count == 0)
 		slot_pass(state, last);
@@ -364,8 +374,12 @@ deliver_slots(Request *request, Subscription *outbox, SlotReader *reader, QueueS
 			}
 			if (deliver_slot(request, outbox, scan, state, mark))
 				continue;
-			empty[slot].version = state->version;
-			empty[slot].mark = mark;
+			/* a version that is rolled back comes again, and is another one then */
+			if (!state->is_ours)
+			{
+				empty[slot].version = state->version;
+				empty[slot].mark = mark;
+			}
 		}
 		slot_unlock(slot);
 	}
@@ -415,37 +429,54 @@ deliver(Request *request)
 	rotate_at_end(request->count == 0 ? PG_INT64_MAX : 10);
 }
 
-/* When something will happen by itself; 0: never. */
+static void
+note_change(TimestampTz at, TimestampTz now, TimestampTz *next, bool *overdue)
+{
+	if (at == 0)
+		return;
+	if (at <= now)
+		*overdue = true;
+	else if (*next == 0 || at < *next)
+		*next = at;
+}
+
+/*
+ * When something will happen by itself; 0: never.  overdue: something should have
+ * happened by now; who has looked, and not got it, looks again in a while, for who
+ * is in the way may go without a word.
+ */
 static TimestampTz
-next_change(void)
+next_change(bool *overdue)
 {
 	Subscription outbox;
 	SlotReader	reader;
-	TimestampTz next = rotate_next_due();
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz next = 0;
 
+	*overdue = false;
+	note_change(rotate_next_due(), now, &next, overdue);
 	slot_begin(&reader);
 	for (int slot = 1; slot <= OUTBOX_SLOTS; slot++)
 	{
 		SlotState	state;
 
 		slot_read(&reader, slot, &state);
-		if (state.consumer != NULL && (next == 0 || state.leased_until < next))
-			next = state.leased_until;
+		if (state.consumer != NULL)
+			note_change(state.leased_until, now, &next, overdue);
 	}
 	slot_end(&reader);
 	if (policy_has_failures())
 	{
 		bool		queued;
-		TimestampTz due;
 
 		policy_read(&outbox);
-		due = failure_next_due(&outbox, &queued);
-		if (due != 0 && (next == 0 || due < next))
-			next = due;
-		if (outbox.breaker_failures > 0 && outbox.breaker == BREAKER_OPEN &&
-			(next == 0 || outbox.breaker_until < next))
-			next = outbox.breaker_until;
+		note_change(failure_next_due(&outbox, &queued), now, &next, overdue);
+		*overdue |= queued;
+		if (outbox.breaker_failures > 0 && outbox.breaker == BREAKER_OPEN)
+			note_change(outbox.breaker_until, now, &next, overdue);
 	}
+	if (*overdue && (next == 0 || next - now > guc_look_interval * INT64CONST(1000)))
+		next = now + guc_look_interval * INT64CONST(1000);
 	return next;
 }
 
@@ -464,10 +495,10 @@ deliver_or_wait(Request *request, TimestampTz until)
 	for (int times = 0;; times++)
 	{
 		int64		mark_now = settled_mark();
-		TimestampTz next = next_change();
+		bool		overdue;
+		TimestampTz next = next_change(&overdue);
 
-		if (woken || mark_now != mark || times % 10 == 0 ||
-			(next != 0 && next <= GetCurrentTimestamp()))
+		if (woken || mark_now != mark || times % 10 == 0 || overdue)
 		{
 			uint64		writes = plans_writes;
 			bool		keep;
@@ -481,7 +512,7 @@ deliver_or_wait(Request *request, TimestampTz until)
 			state_end_try(keep);
 			if (keep)
 				break;
-			next = next_change();
+			next = next_change(&overdue);
 		}
 		if (GetCurrentTimestamp() >= until)
 			break;

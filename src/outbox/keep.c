@@ -32,6 +32,11 @@ static Statement add = {
 	2, {INT4OID, INT8ARRAYOID}
 };
 
+static Statement find_kept = {
+	"SELECT k.position FROM event_store.outbox_kept AS k WHERE k.position = ANY ($1) ORDER BY k.position",
+	1, {INT8ARRAYOID}
+};
+
 /* those that have not failed, nor wait, any more */
 static Statement remove_decided = {
 	"DELETE FROM event_store.outbox_kept AS k WHERE k.position = ANY ($1)"
@@ -62,6 +67,38 @@ keep_add(int slot, const EventList *messages)
 	if (plans_execute(&add, values, NULL) != messages->count)
 		elog(ERROR, "a message of the outbox is missing");
 	owner_end(&saved);
+}
+
+/*
+ * Those of some messages that have no copy.  All have none, but in a store that was
+ * restored from a dump whose snapshot was older than the emptying of a table of slots:
+ * there slots have forgotten how far they had come.
+ */
+void
+keep_missing(const EventList *messages, EventList *missing)
+{
+	Datum		values[1];
+	OwnerSwitch saved;
+	int64	   *kept;
+	int			nkept;
+
+	if (messages->count == 0)
+		return;
+	kept = palloc(sizeof(int64) * messages->count);
+	values[0] = values_int64_array(messages->positions, messages->count);
+	owner_begin(&saved);
+	nkept = (int) plans_execute(&find_kept, values, NULL);
+	for (int i = 0; i < nkept; i++)
+	{
+		bool		isnull;
+
+		kept[i] = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1,
+											  &isnull));
+	}
+	owner_end(&saved);
+	for (int i = 0; i < messages->count; i++)
+		if (!positions_contain(kept, nkept, messages->positions[i]))
+			events_add(missing, messages->positions[i], messages->streams[i]);
 }
 
 /* Removes those of some messages that are decided; counts them by slot. */

@@ -73,6 +73,7 @@ typedef struct SlotState
 {
 	int			slot;
 	int64		version;		/* 0: there is no row yet */
+	bool		is_ours;		/* this transaction wrote it, and may take it back */
 	int64		checkpoint;		/* all messages up to here are decided */
 	int64		leased_to;		/* and those up to here are out, if there is a consumer */
 	int64		acknowledged;
@@ -120,6 +121,7 @@ extern void policy_init(void);
  * ----------------------------------------------------------------
  */
 extern void keep_add(int slot, const EventList *messages);
+extern void keep_missing(const EventList *messages, EventList *missing);
 extern void keep_remove(const int64 *positions, int count, int64 *by_slot);
 extern void keep_put(const Retry *retries, int count, ReturnSetInfo *result);
 
@@ -151,6 +153,7 @@ extern void route_init(void);
  */
 extern text *deliver_relay_argument(FunctionCallInfo fcinfo, int n);
 extern bool deliver_is_same(const text *a, const text *b);
+extern void deliver_check_isolation(const char *message);
 extern void deliver_guard(const char *what);
 extern void deliver_list(QueueScan *scan, const SlotState *state, EventList *open);
 

@@ -35,131 +35,46 @@ COMMENT ON COLUMN event_store.outbox_0.headers IS 'what goes beside the payload:
 COMMENT ON COLUMN event_store.outbox_0.payload IS 'any JSON value';
 SELECT pg_extension_config_dump('event_store.outbox_0', '');
 
-CREATE TABLE event_store.outbox_1 (
-	position		bigint NOT NULL,
-	published_at	timestamptz NOT NULL,
-	slot			int NOT NULL,
-	id				uuid NOT NULL,
-	aggregatetype	text COLLATE "C" NOT NULL,
-	aggregateid		text COLLATE "C",
-	type			text COLLATE "C" NOT NULL,
-	headers			jsonb NOT NULL,
-	payload			jsonb NOT NULL
-) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+CREATE TABLE event_store.outbox_1 (LIKE event_store.outbox_0 INCLUDING COMMENTS)
+	WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
 CREATE INDEX outbox_1_slot_position ON event_store.outbox_1 (slot, position) WITH (deduplicate_items = off);
 ALTER TABLE event_store.outbox_1 OWNER TO @extowner@;
-COMMENT ON TABLE event_store.outbox_1 IS 'messages of the outbox that wait, are out, or were sent lately: rows are only inserted, and the table is emptied as a whole; see the view outbox_messages';
-COMMENT ON COLUMN event_store.outbox_1.position IS 'what the message is acknowledged by; drawn with those of events';
-COMMENT ON COLUMN event_store.outbox_1.published_at IS 'the clock when it was published';
-COMMENT ON COLUMN event_store.outbox_1.slot IS 'the slot of its key';
-COMMENT ON COLUMN event_store.outbox_1.id IS 'the message id: what identifies it for ever';
-COMMENT ON COLUMN event_store.outbox_1.aggregatetype IS 'the topic';
-COMMENT ON COLUMN event_store.outbox_1.aggregateid IS 'the key: messages of one are delivered in order; NULL: in any';
-COMMENT ON COLUMN event_store.outbox_1.type IS 'what kind of message it is';
-COMMENT ON COLUMN event_store.outbox_1.headers IS 'what goes beside the payload: a JSON object';
-COMMENT ON COLUMN event_store.outbox_1.payload IS 'any JSON value';
+COMMENT ON TABLE event_store.outbox_1 IS 'messages of the outbox, as outbox_0';
 SELECT pg_extension_config_dump('event_store.outbox_1', '');
 
-CREATE TABLE event_store.outbox_2 (
-	position		bigint NOT NULL,
-	published_at	timestamptz NOT NULL,
-	slot			int NOT NULL,
-	id				uuid NOT NULL,
-	aggregatetype	text COLLATE "C" NOT NULL,
-	aggregateid		text COLLATE "C",
-	type			text COLLATE "C" NOT NULL,
-	headers			jsonb NOT NULL,
-	payload			jsonb NOT NULL
-) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+CREATE TABLE event_store.outbox_2 (LIKE event_store.outbox_0 INCLUDING COMMENTS)
+	WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
 CREATE INDEX outbox_2_slot_position ON event_store.outbox_2 (slot, position) WITH (deduplicate_items = off);
 ALTER TABLE event_store.outbox_2 OWNER TO @extowner@;
-COMMENT ON TABLE event_store.outbox_2 IS 'messages of the outbox that wait, are out, or were sent lately: rows are only inserted, and the table is emptied as a whole; see the view outbox_messages';
-COMMENT ON COLUMN event_store.outbox_2.position IS 'what the message is acknowledged by; drawn with those of events';
-COMMENT ON COLUMN event_store.outbox_2.published_at IS 'the clock when it was published';
-COMMENT ON COLUMN event_store.outbox_2.slot IS 'the slot of its key';
-COMMENT ON COLUMN event_store.outbox_2.id IS 'the message id: what identifies it for ever';
-COMMENT ON COLUMN event_store.outbox_2.aggregatetype IS 'the topic';
-COMMENT ON COLUMN event_store.outbox_2.aggregateid IS 'the key: messages of one are delivered in order; NULL: in any';
-COMMENT ON COLUMN event_store.outbox_2.type IS 'what kind of message it is';
-COMMENT ON COLUMN event_store.outbox_2.headers IS 'what goes beside the payload: a JSON object';
-COMMENT ON COLUMN event_store.outbox_2.payload IS 'any JSON value';
+COMMENT ON TABLE event_store.outbox_2 IS 'messages of the outbox, as outbox_0';
 SELECT pg_extension_config_dump('event_store.outbox_2', '');
 
-CREATE TABLE event_store.outbox_3 (
-	position		bigint NOT NULL,
-	published_at	timestamptz NOT NULL,
-	slot			int NOT NULL,
-	id				uuid NOT NULL,
-	aggregatetype	text COLLATE "C" NOT NULL,
-	aggregateid		text COLLATE "C",
-	type			text COLLATE "C" NOT NULL,
-	headers			jsonb NOT NULL,
-	payload			jsonb NOT NULL
-) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+CREATE TABLE event_store.outbox_3 (LIKE event_store.outbox_0 INCLUDING COMMENTS)
+	WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
 CREATE INDEX outbox_3_slot_position ON event_store.outbox_3 (slot, position) WITH (deduplicate_items = off);
 ALTER TABLE event_store.outbox_3 OWNER TO @extowner@;
-COMMENT ON TABLE event_store.outbox_3 IS 'messages of the outbox that wait, are out, or were sent lately: rows are only inserted, and the table is emptied as a whole; see the view outbox_messages';
-COMMENT ON COLUMN event_store.outbox_3.position IS 'what the message is acknowledged by; drawn with those of events';
-COMMENT ON COLUMN event_store.outbox_3.published_at IS 'the clock when it was published';
-COMMENT ON COLUMN event_store.outbox_3.slot IS 'the slot of its key';
-COMMENT ON COLUMN event_store.outbox_3.id IS 'the message id: what identifies it for ever';
-COMMENT ON COLUMN event_store.outbox_3.aggregatetype IS 'the topic';
-COMMENT ON COLUMN event_store.outbox_3.aggregateid IS 'the key: messages of one are delivered in order; NULL: in any';
-COMMENT ON COLUMN event_store.outbox_3.type IS 'what kind of message it is';
-COMMENT ON COLUMN event_store.outbox_3.headers IS 'what goes beside the payload: a JSON object';
-COMMENT ON COLUMN event_store.outbox_3.payload IS 'any JSON value';
+COMMENT ON TABLE event_store.outbox_3 IS 'messages of the outbox, as outbox_0';
 SELECT pg_extension_config_dump('event_store.outbox_3', '');
 
 CREATE TABLE event_store.outbox_delayed (
-	position		bigint NOT NULL,
-	published_at	timestamptz NOT NULL,
-	slot			int NOT NULL,
-	id				uuid NOT NULL,
-	aggregatetype	text COLLATE "C" NOT NULL,
-	aggregateid		text COLLATE "C",
-	type			text COLLATE "C" NOT NULL,
-	headers			jsonb NOT NULL,
-	payload			jsonb NOT NULL,
-	due				timestamptz NOT NULL
+	LIKE event_store.outbox_0 INCLUDING COMMENTS,
+	due				timestamptz NOT NULL,
+	-- what is deleted must be told by a key where all tables are published for logical replication
+	CONSTRAINT outbox_delayed_pkey PRIMARY KEY (position)
 );
 CREATE INDEX outbox_delayed_due ON event_store.outbox_delayed (due);
 ALTER TABLE event_store.outbox_delayed OWNER TO @extowner@;
 COMMENT ON TABLE event_store.outbox_delayed IS 'messages that are not to be sent before a time';
 COMMENT ON COLUMN event_store.outbox_delayed.position IS 'a number; the message gets another one when it is due';
-COMMENT ON COLUMN event_store.outbox_delayed.published_at IS 'the clock when it was published';
-COMMENT ON COLUMN event_store.outbox_delayed.slot IS 'the slot of its key';
-COMMENT ON COLUMN event_store.outbox_delayed.id IS 'the message id: what identifies it for ever';
-COMMENT ON COLUMN event_store.outbox_delayed.aggregatetype IS 'the topic';
-COMMENT ON COLUMN event_store.outbox_delayed.aggregateid IS 'the key: messages of one are delivered in order; NULL: in any';
-COMMENT ON COLUMN event_store.outbox_delayed.type IS 'what kind of message it is';
-COMMENT ON COLUMN event_store.outbox_delayed.headers IS 'what goes beside the payload: a JSON object';
-COMMENT ON COLUMN event_store.outbox_delayed.payload IS 'any JSON value';
 COMMENT ON COLUMN event_store.outbox_delayed.due IS 'when it is to be sent at the earliest';
 SELECT pg_extension_config_dump('event_store.outbox_delayed', '');
 
 CREATE TABLE event_store.outbox_kept (
-	position		bigint NOT NULL,
-	published_at	timestamptz NOT NULL,
-	slot			int NOT NULL,
-	id				uuid NOT NULL,
-	aggregatetype	text COLLATE "C" NOT NULL,
-	aggregateid		text COLLATE "C",
-	type			text COLLATE "C" NOT NULL,
-	headers			jsonb NOT NULL,
-	payload			jsonb NOT NULL,
+	LIKE event_store.outbox_0 INCLUDING COMMENTS,
 	CONSTRAINT outbox_kept_pkey PRIMARY KEY (position)
 );
 ALTER TABLE event_store.outbox_kept OWNER TO @extowner@;
 COMMENT ON TABLE event_store.outbox_kept IS 'messages that have failed, and those that wait behind them: event_store.subscription_failure, subscription_id 0, says what of each';
-COMMENT ON COLUMN event_store.outbox_kept.position IS 'what the message is acknowledged by; drawn with those of events';
-COMMENT ON COLUMN event_store.outbox_kept.published_at IS 'the clock when it was published';
-COMMENT ON COLUMN event_store.outbox_kept.slot IS 'the slot of its key';
-COMMENT ON COLUMN event_store.outbox_kept.id IS 'the message id: what identifies it for ever';
-COMMENT ON COLUMN event_store.outbox_kept.aggregatetype IS 'the topic';
-COMMENT ON COLUMN event_store.outbox_kept.aggregateid IS 'the key: messages of one are delivered in order; NULL: in any';
-COMMENT ON COLUMN event_store.outbox_kept.type IS 'what kind of message it is';
-COMMENT ON COLUMN event_store.outbox_kept.headers IS 'what goes beside the payload: a JSON object';
-COMMENT ON COLUMN event_store.outbox_kept.payload IS 'any JSON value';
 SELECT pg_extension_config_dump('event_store.outbox_kept', '');
 
 CREATE SEQUENCE event_store.outbox_slot_current MINVALUE 0;
@@ -198,35 +113,11 @@ COMMENT ON COLUMN event_store.outbox_slot_0.consumer IS 'the relay that has mess
 COMMENT ON COLUMN event_store.outbox_slot_0.decided IS 'messages behind the checkpoint that are done, or have failed, ascending';
 SELECT pg_extension_config_dump('event_store.outbox_slot_0', '');
 
-CREATE TABLE event_store.outbox_slot_1 (
-	version			bigint NOT NULL,
-	checkpoint		bigint NOT NULL,
-	leased_to		bigint NOT NULL,
-	acknowledged	bigint NOT NULL,
-	acknowledged_at	timestamptz NOT NULL,
-	rate			float8 NOT NULL,
-	leased_at		timestamptz,
-	leased_until	timestamptz,
-	lease			interval,
-	slot			int NOT NULL,
-	consumer		text COLLATE "C",
-	decided			bigint[]
-) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+CREATE TABLE event_store.outbox_slot_1 (LIKE event_store.outbox_slot_0 INCLUDING COMMENTS)
+	WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
 CREATE INDEX outbox_slot_1_version ON event_store.outbox_slot_1 (slot, version) WITH (deduplicate_items = off);
 ALTER TABLE event_store.outbox_slot_1 OWNER TO @extowner@;
-COMMENT ON TABLE event_store.outbox_slot_1 IS 'how far the slots of the outbox have come: rows are only inserted, and the table is emptied as a whole';
-COMMENT ON COLUMN event_store.outbox_slot_1.version IS 'rises with each change of the slot; the highest in both tables counts';
-COMMENT ON COLUMN event_store.outbox_slot_1.checkpoint IS 'up to here all messages of the slot are done, or have failed';
-COMMENT ON COLUMN event_store.outbox_slot_1.leased_to IS 'and those up to here are out, if there is a consumer';
-COMMENT ON COLUMN event_store.outbox_slot_1.acknowledged IS 'messages that were acknowledged so far';
-COMMENT ON COLUMN event_store.outbox_slot_1.acknowledged_at IS 'when that was last';
-COMMENT ON COLUMN event_store.outbox_slot_1.rate IS 'how many a second were, about then: the mean of the last minute, roughly';
-COMMENT ON COLUMN event_store.outbox_slot_1.leased_at IS 'since when messages are out';
-COMMENT ON COLUMN event_store.outbox_slot_1.leased_until IS 'until when, unless the relay is heard of';
-COMMENT ON COLUMN event_store.outbox_slot_1.lease IS 'for how long, from when it is heard of';
-COMMENT ON COLUMN event_store.outbox_slot_1.slot IS 'the slot';
-COMMENT ON COLUMN event_store.outbox_slot_1.consumer IS 'the relay that has messages; NULL: nobody';
-COMMENT ON COLUMN event_store.outbox_slot_1.decided IS 'messages behind the checkpoint that are done, or have failed, ascending';
+COMMENT ON TABLE event_store.outbox_slot_1 IS 'how far the slots of the outbox have come, as outbox_slot_0';
 SELECT pg_extension_config_dump('event_store.outbox_slot_1', '');
 
 CREATE TABLE event_store.outbox_policy (
@@ -318,7 +209,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_publish';
 REVOKE ALL ON FUNCTION event_store.publish(text, text, jsonb, jsonb, uuid, interval, text) FROM PUBLIC;
 ALTER FUNCTION event_store.publish(text, text, jsonb, jsonb, uuid, interval, text) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.publish(text, text, jsonb, jsonb, uuid, interval, text) IS
-'publish(topic, key, payload, headers = {}, message_id = NULL, deliver_after = NULL, type = NULL) -> bigint: puts a message into the outbox; it is sent if this transaction commits, and otherwise it never was. Returns its id in the outbox. Messages of one key (1 to 1024 bytes) are delivered in the order in which they were published, whatever their topics; without a key (NULL) in any order. headers: a JSON object. message_id: what identifies the message for ever; NULL: a new UUID version 7. It is not looked up: who publishes one id twice has two messages. deliver_after: it is not delivered before; then it is put into the outbox as if it were published then, under another id, but with the same message_id. type: NULL: the topic. With event_store.outbox_mode = wal the message is written to the write-ahead log only, for logical decoding, with the prefix event_store.outbox. Raises VE002 for an invalid argument, VE016 for mode wal where wal_level is not logical.';
+'publish(topic, key, payload, headers = {}, message_id = NULL, deliver_after = NULL, type = NULL) -> bigint: puts a message into the outbox; it is sent if this transaction commits, and otherwise it never was. Returns its id in the outbox. Messages of one key (1 to 1024 bytes) are delivered in the order in which they were published, whatever their topics; without a key (NULL) in any order. headers: a JSON object. message_id: what identifies the message for ever; NULL: a new UUID version 7. It is not looked up: who publishes one id twice has two messages. deliver_after: it is not delivered before; then it is put into the outbox as if it were published then, those of a key in the order of their times, under another id, but with the same message_id. type: NULL: the topic. With event_store.outbox_mode = wal the message is written to the write-ahead log only, for logical decoding, with the prefix event_store.outbox. Raises VE002 for an invalid argument, VE016 for mode wal where wal_level is not logical.';
 
 CREATE FUNCTION event_store.outbox_poll(
 	relay text,
@@ -406,7 +297,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_outbox_re
 REVOKE ALL ON FUNCTION event_store.outbox_replay_dead_letters(bigint, text) FROM PUBLIC;
 ALTER FUNCTION event_store.outbox_replay_dead_letters(bigint, text) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.outbox_replay_dead_letters(bigint, text) IS
-'outbox_replay_dead_letters(id = NULL, key = NULL) -> bigint: delivers dead letters of the outbox again: the one with an id, those of a key, or all; what is parked behind them follows in order. Their attempts are counted anew. Returns how many they are. Raises VE002 if both are given.';
+'outbox_replay_dead_letters(id = NULL, key = NULL) -> bigint: delivers dead letters of the outbox again: the one with an id, those of a key, or all; what is parked behind them follows in order. Their attempts are counted anew. Returns how many they are. Raises VE002 if both are given, 0A000 in REPEATABLE READ and SERIALIZABLE.';
 
 CREATE FUNCTION event_store.outbox_discard_dead_letters(
 	reason text,
@@ -417,7 +308,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_outbox_di
 REVOKE ALL ON FUNCTION event_store.outbox_discard_dead_letters(text, bigint, text) FROM PUBLIC;
 ALTER FUNCTION event_store.outbox_discard_dead_letters(text, bigint, text) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.outbox_discard_dead_letters(text, bigint, text) IS
-'outbox_discard_dead_letters(reason, id = NULL, key = NULL) -> bigint: gives dead letters of the outbox up: the one with an id, those of a key, or all; what is parked behind them is delivered. The reason stands in the view outbox_history. Returns how many they were. Raises VE002 if the reason is empty, or both are given.';
+'outbox_discard_dead_letters(reason, id = NULL, key = NULL) -> bigint: gives dead letters of the outbox up: the one with an id, those of a key, or all; what is parked behind them is delivered. The reason stands in the view outbox_history. Returns how many they were. Raises VE002 if the reason is empty, or both are given, 0A000 in REPEATABLE READ and SERIALIZABLE.';
 
 CREATE FUNCTION event_store.route_to_outbox(
 	name text,

@@ -64,7 +64,7 @@ static int	in_the_way = 1;
 static Statement take_due = {
 	"WITH gone AS (DELETE FROM event_store.outbox_delayed AS d WHERE d.ctid = ANY (ARRAY"
 	"(SELECT k.ctid FROM event_store.outbox_delayed AS k"
-	" WHERE k.due <= pg_catalog.clock_timestamp() ORDER BY k.due LIMIT $1"
+	" WHERE k.due <= pg_catalog.clock_timestamp() ORDER BY k.due, k.position LIMIT $1"
 	" FOR UPDATE SKIP LOCKED))"
 	" RETURNING d.due, d.position, d.id, d.aggregatetype, d.aggregateid, d.type, d.headers, d.payload)"
 	" SELECT * FROM gone ORDER BY gone.due, gone.position",
@@ -110,7 +110,9 @@ rotate_move_due(void)
 	TimestampTz due;
 	TimestampTz published_at;
 	Datum		values[1] = {Int64GetDatum(MAX_DUE)};
+	const Store *store = catalog_store();
 	OwnerSwitch saved;
+	LOCKTAG		tag;
 	Message    *messages;
 	int			n;
 
@@ -121,6 +123,10 @@ rotate_move_due(void)
 	last_look = GetCurrentTimestamp();
 	next_look = last_look + 10 * (last_look - now);
 	if (due == 0 || due > last_look)
+		return 0;
+	/* one at a time, to his end: those of a key get positions in the order of their times */
+	locks_set_tag(&tag, LOCK_CLASS_OUTBOX, store->outbox_delayed);
+	if (LockAcquire(&tag, ExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
 		return 0;
 	owner_begin(&saved);
 	n = (int) plans_execute(&take_due, values, NULL);
@@ -190,27 +196,43 @@ pages_of(Oid table)
 
 /*
  * Locks a table against all others, to the end of the transaction, if nobody is in the
- * way: this session neither.
+ * way: this session neither.  So is that of its large values, which somebody may have
+ * without this one: VACUUM does, and TRUNCATE would wait for him.
  */
 static bool
 lock_alone(Oid table)
 {
 	Relation	rel;
+	Oid			toast;
 	bool		in_use;
 
 	if (!ConditionalLockRelationOid(table, AccessExclusiveLock))
 		return false;
 	rel = relation_open(table, NoLock);
 	in_use = rel->rd_refcnt > 1;
+	toast = rel->rd_rel->reltoastrelid;
 	relation_close(rel, NoLock);
-	if (in_use)
-		UnlockRelationOid(table, AccessExclusiveLock);
-	return !in_use;
+	if (!in_use && (!OidIsValid(toast) || ConditionalLockRelationOid(toast, AccessExclusiveLock)))
+		return true;
+	UnlockRelationOid(table, AccessExclusiveLock);
+	return false;
 }
 
-/* The next table is written from now on, if nobody else has seen to that. */
 static void
-advance(Oid sequence, int64 value)
+unlock_alone(Oid table)
+{
+	Relation	rel = relation_open(table, NoLock);
+	Oid			toast = rel->rd_rel->reltoastrelid;
+
+	relation_close(rel, NoLock);
+	if (OidIsValid(toast))
+		UnlockRelationOid(toast, AccessExclusiveLock);
+	UnlockRelationOid(table, AccessExclusiveLock);
+}
+
+/* Another table is written from now on, if nobody else has seen to that. */
+static void
+advance(Oid sequence, int64 value, int64 next)
 {
 	OwnerSwitch saved;
 	LOCKTAG		tag;
@@ -222,7 +244,7 @@ advance(Oid sequence, int64 value)
 	{
 		owner_begin(&saved);
 		(void) DirectFunctionCall2(setval_oid, ObjectIdGetDatum(sequence),
-								   Int64GetDatum(value + 1));
+								   Int64GetDatum(next));
 		owner_end(&saved);
 	}
 }
@@ -275,9 +297,10 @@ is_drained(int n)
 }
 
 /*
- * The table that is written is left when it has grown to a good part of all of them, if
- * the next one is empty: so none is ever much larger than the backlog was, and those of
- * a large backlog are emptied one after the other.
+ * The table that is written is left when it has grown to a good part of all of them, for
+ * the next one that is empty: so none is ever much larger than the backlog was, and those
+ * of a large backlog are emptied one after the other.  One that something is left in for
+ * long is passed over.
  */
 static void
 leave_if_grown(void)
@@ -287,13 +310,20 @@ leave_if_grown(void)
 	int			current = value % OUTBOX_TABLES;
 	int64		pages = pages_of(store->outbox[current]);
 	int64		all = pages;
+	int			steps = 0;
 
-	if (pages <= MESSAGE_PAGES || pages_of(store->outbox[(current + 1) % OUTBOX_TABLES]) != 0)
+	if (pages <= MESSAGE_PAGES)
 		return;
-	for (int i = 2; i < OUTBOX_TABLES; i++)
-		all += Max(pages_of(store->outbox[(current + i) % OUTBOX_TABLES]), 0);
-	if (pages >= all / 2)
-		advance(store->outbox_current, value);
+	for (int i = OUTBOX_TABLES - 1; i > 0; i--)
+	{
+		int64		others = pages_of(store->outbox[(current + i) % OUTBOX_TABLES]);
+
+		if (others == 0)
+			steps = i;
+		all += Max(others, 0);
+	}
+	if (steps > 0 && pages >= all / 2)
+		advance(store->outbox_current, value, value + steps);
 }
 
 /* So many messages were written. */
@@ -328,7 +358,7 @@ rotate_messages(void)
 			!lock_alone(store->outbox[n]))
 			continue;
 		if (queue_sequence(store->outbox_current) % OUTBOX_TABLES == n || !is_drained(n))
-			UnlockRelationOid(store->outbox[n], AccessExclusiveLock);
+			unlock_alone(store->outbox[n]);
 		else
 			empty_table("outbox", n);
 	}
@@ -383,7 +413,7 @@ rotate_slots(void)
 			empty_table("outbox_slot", other);
 	}
 	else if (pages == 0 && pages_of(store->outbox_slot[current]) > SLOT_PAGES)
-		advance(store->outbox_slot_current, value);
+		advance(store->outbox_slot_current, value, value + 1);
 }
 
 /* ----------------------------------------------------------------

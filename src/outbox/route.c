@@ -195,6 +195,24 @@ parse_template(const char *what, const char *template)
 	return parts;
 }
 
+/* Refuses a template of a name that would be too long whatever is filled in. */
+static void
+check_template(const char *what, const List *parts)
+{
+	size_t		bytes = 0;
+	ListCell   *cell;
+
+	foreach(cell, parts)
+	{
+		const Piece *piece = lfirst(cell);
+
+		if (piece->kind == PART_TEXT)
+			bytes += strlen(piece->text);
+	}
+	if (bytes > MAX_NAME_BYTES)
+		bad_template(what, psprintf("It makes names of more than %d bytes.", MAX_NAME_BYTES));
+}
+
 /* The value at a path in a JSON object; false: there is none, or it is null. */
 static bool
 find_value(Jsonb *jsonb, const char *path, JsonbValue *value)
@@ -779,7 +797,7 @@ event_store_route_to_outbox(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("topic must not be empty")));
-	(void) parse_template("topic", text_to_cstring(PG_GETARG_TEXT_PP(3)));
+	check_template("topic", parse_template("topic", text_to_cstring(PG_GETARG_TEXT_PP(3))));
 	if (!PG_ARGISNULL(4))
 	{
 		if (VARSIZE_ANY_EXHDR(PG_GETARG_TEXT_PP(4)) == 0)
@@ -787,7 +805,7 @@ event_store_route_to_outbox(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 					 errmsg("key must not be empty"),
 					 errhint("NULL stands for none.")));
-		(void) parse_template("key", text_to_cstring(PG_GETARG_TEXT_PP(4)));
+		check_template("key", parse_template("key", text_to_cstring(PG_GETARG_TEXT_PP(4))));
 	}
 	if (!PG_ARGISNULL(5))
 		(void) fill_payload(NULL, PG_GETARG_JSONB_P(5));

@@ -16,7 +16,9 @@
 
 #include <math.h>
 
+#include "access/sysattr.h"
 #include "access/tableam.h"
+#include "access/xact.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
@@ -109,6 +111,8 @@ read_last(SlotReader *reader, int n, int slot, SlotState *state)
 		(known.version[slot] == 0 || !find_last(probe, slot, 0)))
 		return false;
 	state->version = known.version[slot] = probe_int64(probe, OS_VERSION);
+	value = slot_getsysattr(probe->slot, MinTransactionIdAttributeNumber, &isnull);
+	state->is_ours = TransactionIdIsCurrentTransactionId(DatumGetTransactionId(value));
 	state->checkpoint = probe_int64(probe, OS_CHECKPOINT);
 	state->leased_to = probe_int64(probe, OS_LEASED_TO);
 	state->acknowledged = probe_int64(probe, OS_ACKNOWLEDGED);

@@ -90,6 +90,8 @@ CREATE TABLE event_store.subscription_no_replay (
 CREATE INDEX subscription_no_replay_position ON event_store.subscription_no_replay
 	(subscription_id, last_position);
 ALTER TABLE event_store.subscription_no_replay OWNER TO @extowner@;
+-- it has no key, but rows of it are deleted, which must go where all tables are published, too
+ALTER TABLE event_store.subscription_no_replay REPLICA IDENTITY FULL;
 COMMENT ON TABLE event_store.subscription_no_replay IS 'events up to replay_until whose deliveries are no replays all the same: nobody had been given them when the subscription was rewound, or it was not rewound so far';
 COMMENT ON COLUMN event_store.subscription_no_replay.subscription_id IS 'event_store.subscription.id';
 COMMENT ON COLUMN event_store.subscription_no_replay.last_position IS 'the highest of positions';
@@ -201,6 +203,8 @@ CREATE TABLE event_store.subscription_heartbeat (
 CREATE INDEX subscription_heartbeat_consumer ON event_store.subscription_heartbeat
 	(subscription_id, consumer, alive_until);
 ALTER TABLE event_store.subscription_heartbeat OWNER TO @extowner@;
+-- it has no key, but rows of it are deleted, which must go where all tables are published, too
+ALTER TABLE event_store.subscription_heartbeat REPLICA IDENTITY FULL;
 COMMENT ON TABLE event_store.subscription_heartbeat IS 'when consumers were heard of; a row is never altered, the latest of each counts';
 COMMENT ON COLUMN event_store.subscription_heartbeat.subscription_id IS 'event_store.subscription.id';
 COMMENT ON COLUMN event_store.subscription_heartbeat.consumer IS 'the name';
@@ -216,6 +220,8 @@ CREATE TABLE event_store.subscription_fault (
 );
 CREATE INDEX subscription_fault_at ON event_store.subscription_fault (subscription_id, at);
 ALTER TABLE event_store.subscription_fault OWNER TO @extowner@;
+-- it has no key, but rows of it are deleted, which must go where all tables are published, too
+ALTER TABLE event_store.subscription_fault REPLICA IDENTITY FULL;
 COMMENT ON TABLE event_store.subscription_fault IS 'failed attempts, those of long ago added up';
 COMMENT ON COLUMN event_store.subscription_fault.subscription_id IS 'event_store.subscription.id';
 COMMENT ON COLUMN event_store.subscription_fault.at IS 'when; -infinity: long ago';
@@ -248,6 +254,8 @@ CREATE TABLE event_store.subscription_change (
 );
 CREATE INDEX subscription_change_at ON event_store.subscription_change (subscription_id, at);
 ALTER TABLE event_store.subscription_change OWNER TO @extowner@;
+-- it has no key, but rows of it are deleted, which must go where all tables are published, too
+ALTER TABLE event_store.subscription_change REPLICA IDENTITY FULL;
 COMMENT ON TABLE event_store.subscription_change IS 'what was done to subscriptions; see the view subscription_history';
 COMMENT ON COLUMN event_store.subscription_change.subscription_id IS 'event_store.subscription.id';
 COMMENT ON COLUMN event_store.subscription_change.at IS 'when';
