@@ -160,7 +160,8 @@ run_command(const char *command, Datum args, bool args_null, bool *isnull)
 	*isnull = true;
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	code = SPI_execute_with_args(command, 1, types, values, nulls, false, 2);
+	/* without a limit, which would hold for the statements before the last, too */
+	code = SPI_execute_with_args(command, 1, types, values, nulls, false, 0);
 	if (code < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
