@@ -9,7 +9,7 @@
  *	  whether it still is the current one by what came in with the lock;
  * 2. lock the id (LOCK_CLASS_INBOX), and see whether the windows still are what
  *	  they were;
- * 3. look for an entry in all parts that are not empty, by a dirty snapshot;
+ * 3. look for an entry in all parts not known to be empty, by a dirty snapshot;
  * 4. there is none: write it into the current part;
  * 5. let go of the id: the entry stands for the lock from here on;
  * 6. another transaction has one in flight: wait for its end, and begin anew.
@@ -294,9 +294,8 @@ look_into(Relation part, Relation index, const EntryKey *key, TransactionId *xid
 }
 
 /*
- * Looks for an entry in all parts that may have it: not in the oldest, if that
- * has been emptied.  *where, if wanted, is the
- * part that has it.
+ * Looks for an entry in all parts that may have it, which those that are known to
+ * be empty may not.  *where, if wanted, is the part that has it.
  */
 static EntryState
 look(Inbox *inbox, const EntryKey *key, TransactionId *xid, Entry *found,
@@ -316,6 +315,7 @@ look(Inbox *inbox, const EntryKey *key, TransactionId *xid, Entry *found,
 			Relation	index;
 
 			if (relid == RelationGetRelid(inbox->part) ||
+				(windows[i]->last_is_empty && n == WINDOW_LAST(windows[i]->turn)) ||
 				(windows[i]->oldest_is_empty && n == WINDOW_OLDEST(windows[i]->turn)))
 				continue;
 			/* of a window that is dropped meanwhile nothing is left */
@@ -345,7 +345,7 @@ open_windows(Inbox *inbox)
 		inbox->generation = window_generation();
 		inbox->window = window = window_find(inbox->consumer, inbox->consumer_len);
 		inbox->shared = NULL;
-		if (window->id != 0 && window->shared_until > GetCurrentTimestamp())
+		if (window->id != 0 && window->is_shared)
 			inbox->shared = window_find(NULL, 0);
 		inbox->part = NULL;
 		if (open_part(window->parts[WINDOW_CURRENT(window->turn)], RowExclusiveLock,
