@@ -263,6 +263,14 @@ DO $$ BEGIN FOR i IN 1..20 LOOP
 END LOOP; END $$;
 SELECT event_store.mark_processed('new', '20'), event_store.mark_processed('narrow', 'before'), event_store.mark_processed('new', '1');
 EOT
+# in another encoding, too
+$node->safe_psql('postgres', "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0");
+$node->safe_psql('postgres', "CREATE DATABASE unicode ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0");
+my $mark = q(SELECT event_store.mark_processed(U&'caf\00e9', U&'na\00efve'), event_store.mark_processed('cafe', 'naive'));
+$node->safe_psql('latin', "CREATE EXTENSION event_store; $mark");
+command_ok([ 'pg_dump', '-Fc', '-f', "$dump.latin", '-d', $node->connstr('latin') ], 'pg_dump from LATIN1');
+command_ok([ 'pg_restore', '--exit-on-error', '-d', $node->connstr('unicode'), "$dump.latin" ], 'pg_restore into UTF8');
+query_is($node, 'unicode', 'what was processed is known there, too', 'f|f', $mark);
 $node->safe_psql('restored', 'DROP EXTENSION event_store');
 query_is($node, 'restored', 'they are dropped with the extension', '0', q(SELECT count(*) FROM pg_class WHERE relname ~ '^inbox_'));
 

@@ -32,8 +32,10 @@
 #include "common/cryptohash.h"
 #include "common/sha2.h"
 #include "executor/executor.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "nodes/execnodes.h"
+#include "port/pg_bswap.h"
 #include "storage/lmgr.h"
 #include "storage/predicate.h"
 #include "utils/builtins.h"
@@ -115,6 +117,7 @@ entry_id(FunctionCallInfo fcinfo, int n, const char *what)
 /*
  * The first 128 bits of the SHA-256 of some pieces, each given as a pointer and
  * an int, its length, which is hashed with it: no two lists of pieces are alike.
+ * Numbers are in network order, as a dump may go to another machine.
  */
 void
 entry_digest(pg_uuid_t *digest, int count, ...)
@@ -129,8 +132,9 @@ entry_digest(pg_uuid_t *digest, int count, ...)
 	{
 		const void *data = va_arg(pieces, const void *);
 		int32		len = va_arg(pieces, int);
+		uint32		prefix = pg_hton32((uint32) len);
 
-		failed = pg_cryptohash_update(context, (const uint8 *) &len, sizeof(len)) < 0 ||
+		failed = pg_cryptohash_update(context, (const uint8 *) &prefix, sizeof(prefix)) < 0 ||
 			(len > 0 && pg_cryptohash_update(context, data, len) < 0);
 	}
 	va_end(pieces);
@@ -140,15 +144,34 @@ entry_digest(pg_uuid_t *digest, int count, ...)
 	memcpy(digest->data, full, UUID_LEN);
 }
 
+/* In UTF-8, too, a text is the same: a dump may go to a database that has that. */
+static void
+as_utf8(const char **value, int *len)
+{
+	const char *utf8;
+
+	if (likely(GetDatabaseEncoding() == PG_UTF8) || GetDatabaseEncoding() == PG_SQL_ASCII)
+		return;
+	utf8 = pg_server_to_any(*value, *len, PG_UTF8);
+	if (utf8 != *value)
+	{
+		*value = utf8;
+		*len = strlen(utf8);
+	}
+}
+
 void
 entry_key(EntryKey *key, EntryKind kind, const char *consumer, int consumer_len,
 		  const char *id, int id_len)
 {
 	/* one piece for all of it, since each costs a call: the rest is the id */
-	char		piece[1 + sizeof(uint16) + 2 * MAX_NAME_BYTES];
-	uint16		len = consumer_len;
+	char		piece[1 + sizeof(uint16) + 2 * MAX_NAME_BYTES * MAX_CONVERSION_GROWTH];
+	uint16		len;
 	char	   *end = piece;
 
+	as_utf8(&consumer, &consumer_len);
+	as_utf8(&id, &id_len);
+	len = pg_hton16((uint16) consumer_len);
 	*end++ = kind;
 	memcpy(end, &len, sizeof(len));
 	end += sizeof(len);

@@ -16,6 +16,7 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "nodes/makefuncs.h"
+#include "port/pg_bswap.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/fmgroids.h"
@@ -302,9 +303,10 @@ fingerprint_append(pg_uuid_t *fingerprint, const AppendBatch *append)
 	{
 		const EventInput *event = &append->events[i];
 		const Jsonb *data = DatumGetJsonbP(event->data);
+		uint32		schema_version = pg_hton32((uint32) event->schema_version);
 
 		entry_digest(&events[i], 3, event->type, event->type_len,
-					 &event->schema_version, (int) sizeof(event->schema_version),
+					 &schema_version, (int) sizeof(schema_version),
 					 VARDATA(data), (int) VARSIZE(data) - VARHDRSZ);
 	}
 	entry_digest(fingerprint, 2, append->streams[0].name, append->streams[0].len,
