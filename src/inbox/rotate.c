@@ -323,7 +323,8 @@ carry_out(Rotation *rotation)
 }
 
 /*
- * Does what is to be done with all windows, or with one, as the owner.  *more,
+ * Does what is to be done with all windows, or with one, as the owner; and with
+ * window 0, if others have to look into it as long as it does not go on.  *more,
  * if wanted: is there a part left that could not be sealed?
  */
 static int
@@ -333,6 +334,7 @@ rotate(int32 only, bool all, bool *more)
 	Rotation   *rotations;
 	int32	   *ids;
 	int			count;
+	bool		shared;
 	int			planned = 0;
 	int			emptied = 0;
 	Oid			saved_user;
@@ -345,13 +347,14 @@ rotate(int32 only, bool all, bool *more)
 						   SECURITY_RESTRICTED_OPERATION);
 	guc_level = plans_connect();
 	count = window_count();
+	shared = window_at(0)->is_shared;
 	ids = palloc(sizeof(int32) * count);
 	rotations = palloc(sizeof(Rotation) * count);
 	for (int i = 0; i < count; i++)
 		ids[i] = window_at(i)->id;
 	for (int i = 0; i < count; i++)
 	{
-		if ((!all && ids[i] != only) || !try_window(ids[i]))
+		if (!(all || ids[i] == only || (shared && ids[i] == 0)) || !try_window(ids[i]))
 			continue;
 		/* what the one before has done is committed, and so is known */
 		AcceptInvalidationMessages();
@@ -457,8 +460,7 @@ rotate_notice(Window *window)
 		return;
 	window->next_notice = now + window->notice_pause;
 	window->notice_pause = Min(window->notice_pause * 2, MAX_PAUSE);
-	/* who looks into window 0 as well sees to it that it goes on */
-	(void) start_process(window->id, window->is_shared);
+	(void) start_process(window->id, false);
 }
 
 Datum
