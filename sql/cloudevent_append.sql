@@ -122,3 +122,6 @@ BEGIN READ ONLY;
 SELECT raises('SELECT event_store.append_cloudevents(''[]'')');
 SELECT raises('SELECT event_store.append_cloudevent(''{}'')');
 ROLLBACK;
+-- null is a value of JSON; of what is none it is as good as nothing
+SELECT content, more, pg_temp.there_and_back(jsonb_build_object('specversion', '1.0', 'type', 't', 'source', '/null', 'id', n::text, 'time', '2018-04-05T17:31:00Z', 'datacontenttype', content) || more)
+  FROM (VALUES (1, 'application/json', '{"data": null}'::jsonb), (2, 'text/plain', '{"data": null}'), (3, 'text/plain', '{"data": null, "data_base64": "AAAA"}'), (4, NULL, '{"data": null}'), (5, NULL, '{"data_base64": null}')) AS x(n, content, more);

@@ -41,6 +41,8 @@ FROM (VALUES ('number', 'SELECT 1.50'), ('text', $$SELECT 'a "b"'$$), ('time', $
 	('one column', 'SELECT ROW(1, 2)'), ('none', 'SELECT 1 WHERE false'), ('void', 'SELECT pg_sleep(0)'), ('command', 'INSERT INTO charge (amount) VALUES (6)'),
 	('returning', 'INSERT INTO charge (amount) VALUES (7) RETURNING amount'), ('two', 'INSERT INTO charge (amount) VALUES (8); SELECT 9')) AS c (key, command);
 SELECT amount FROM charge WHERE amount > 5 ORDER BY id;
+-- statements before the last are carried out in full, whatever they return
+SELECT event_store.once('results', 'all of it', 'INSERT INTO charge (amount) SELECT generate_series(101, 110) RETURNING amount; SELECT generate_series(111, 120); SELECT count(*) FROM charge WHERE amount > 100');
 SELECT event_store.once('results', 'large', 'SELECT repeat(md5(random()::text), 100000)') = event_store.once('results', 'large', 'SELECT repeat(md5(random()::text), 100000)');
 SELECT event_store.once('results', 'large 2', 'SELECT string_agg(md5(i::text), '''') FROM generate_series(1, 1000) i') = to_jsonb((SELECT string_agg(md5(i::text), '') FROM generate_series(1, 1000) i));
 SELECT event_store.once('results', 'large 2', 'SELECT string_agg(md5(i::text), '''') FROM generate_series(1, 1000) i') = to_jsonb((SELECT string_agg(md5(i::text), '') FROM generate_series(1, 1000) i));

@@ -148,6 +148,25 @@ COMMIT;
 CALL rotate(2);
 SELECT last_sealed_at IS NOT NULL AS sealed FROM event_store.inbox_turn AS t JOIN event_store.inbox_window AS w ON w.id = t.window_id WHERE consumer = 'self';
 
+-- what was marked in the window of all is known until that is emptied, and no longer
+SELECT event_store.set_dedup_window(NULL, keep_count => 5);
+CALL rotate(6);
+SELECT mark('leaving', 1, 3), mark('leaving', 4, 4);
+SELECT event_store.set_dedup_window('leaving', keep_count => 100);
+SELECT mark('leaving', 5, 6);
+CREATE PROCEDURE turn() LANGUAGE plpgsql AS $$ BEGIN
+	PERFORM mark('filler', 1, 0), event_store.mark_processed('filler', gen_random_uuid()::text) FROM generate_series(1, 5);
+	COMMIT;
+	CALL rotate(2);
+END $$;
+CALL turn();
+SELECT mark('leaving', 1, 6);
+CALL turn();
+SELECT turn, last_is_empty, oldest_is_empty FROM event_store.inbox_turn WHERE window_id = 0;
+SELECT mark('leaving', 1, 8);
+SELECT event_store.set_dedup_window(NULL);
+DROP PROCEDURE turn;
+
 -- guards
 SELECT event_store.set_dedup_window('g', '0 seconds');
 SELECT event_store.set_dedup_window('g', '-1 day');

@@ -80,6 +80,8 @@ SELECT event_store.append('order-1', 'rolled back', '{}') FROM generate_series(1
 ROLLBACK;
 SELECT event_store.append('order-1', 'last', '{}',
 	event_id => '00000000-0000-0000-0000-000000000001', source => 'a source');
+SELECT event_store.set_dedup_window('own', keep_count => 2);
+SELECT event_store.mark_processed('own', 'm'), event_store.mark_processed('shared', 'm'), event_store.once('own', 'k', 'SELECT 42');
 -- a second store, where the ids of tables differ
 CREATE DATABASE other;
 \c other
@@ -149,6 +151,16 @@ EOT
 	store_is_sound($new, 'postgres', "from $from");
 	query_is($new, 'other', "from $from: the other store is well", '2', <<'EOT');
 SELECT last_version FROM event_store.append('other-1', 'happened', '{}', expected_version => 1)
+EOT
+	query_is($new, 'postgres', "from $from: what was processed is known", 'f|f|42|t', <<'EOT');
+SELECT event_store.mark_processed('own', 'm'), event_store.mark_processed('shared', 'm'), event_store.once('own', 'k', 'SELECT 42'), event_store.mark_processed('own', 'n')
+EOT
+	query_is($new, 'postgres', "from $from: and forgotten in time", 't', <<'EOT');
+DO $$ BEGIN FOR i IN 1..12 LOOP
+	PERFORM event_store.mark_processed('own', i::text); COMMIT;
+	PERFORM event_store.rotate_inbox(); COMMIT;
+END LOOP; END $$;
+SELECT event_store.mark_processed('own', 'm');
 EOT
 	$new->safe_psql('postgres', 'DROP EXTENSION event_store');
 	query_is($new, 'postgres', "from $from: nothing is left after a drop", '0', <<'EOT');

@@ -6,7 +6,8 @@
 # it was new; transactions are rolled back, prepared, run under snapshots, and
 # backends are killed, the server too, while the windows are rotated. The oracle:
 # a message has one effect, or more only where it was handed out again later than
-# the window remembers; and an effect has its mark.
+# the window remembers; and an effect has its mark. So it is, too, while windows
+# are made, and their lengths changed.
 #
 # Then: dump and restore, a standby, and what a held transaction may do.
 #
@@ -43,6 +44,7 @@ CREATE TABLE effect (consumer text, message text, at timestamptz DEFAULT clock_t
 CREATE SEQUENCE message;
 SELECT event_store.set_dedup_window('narrow', keep_count => $window);
 SELECT event_store.set_dedup_window('brief', '10 minutes');
+SELECT event_store.set_dedup_window('ticking', '1 second');
 EOT
 
 # Until the file "stop" is there.
@@ -79,8 +81,10 @@ my $prepared = 0;
 sub receive
 {
 	my ($session) = @_;
-	my $consumer = (qw(narrow brief shared))[ int rand 3 ];
-	my $behind = $consumer eq 'narrow' ? 60 : 400;
+	# "changing" and those of a hundred messages each are given windows meanwhile
+	my $consumer = (qw(narrow brief shared ticking changing fresh))[ int rand 6 ];
+	my $behind = $consumer =~ /narrow|changing/ ? 60 : $consumer eq 'ticking' ? 3000 : 400;
+	my $name = $consumer eq 'fresh' ? "'fresh ' || m::bigint / 100" : "'$consumer'";
 
 	$session->try(rand() < 0.8 ? 'BEGIN' : 'BEGIN ISOLATION LEVEL REPEATABLE READ');
 	foreach (1 .. 1 + int rand 3)
@@ -90,9 +94,9 @@ sub receive
 		last unless $session->{sqlstate} eq '00000';
 		if (rand() < 0.5)
 		{
-			$session->try("INSERT INTO effect SELECT '$consumer', m FROM (SELECT ($message)::text AS m OFFSET 0) AS x WHERE event_store.mark_processed('$consumer', m)");
+			$session->try("INSERT INTO effect SELECT '$consumer', m FROM (SELECT ($message)::text AS m OFFSET 0) AS x WHERE event_store.mark_processed($name, m)");
 		}
-		elsif (rand() < 0.6)
+		elsif ($consumer ne 'fresh' && rand() < 0.6)
 		{
 			$session->try("INSERT INTO effect SELECT '$consumer', new FROM (SELECT ($message) AS m OFFSET 0) AS x,
 				unnest(event_store.mark_processed_all('$consumer', ARRAY[m::text, greatest(m - 1, 1)::text, greatest(m - 7, 1)::text])) AS new");
@@ -100,7 +104,7 @@ sub receive
 		else
 		{
 			$session->try("SAVEPOINT s");
-			$session->try("SELECT event_store.once('$consumer', m, format('INSERT INTO effect VALUES (%L, %L)', '$consumer once', m)) FROM (SELECT ($message)::text AS m OFFSET 0) AS x");
+			$session->try("SELECT event_store.once($name, m, format('INSERT INTO effect VALUES (%L, %L)', '$consumer once', m)) FROM (SELECT ($message)::text AS m OFFSET 0) AS x");
 			$session->try("ROLLBACK TO s") if $session->{sqlstate} eq '00000' && rand() < 0.2;
 		}
 		usleep(rand 2_000);
@@ -141,13 +145,28 @@ sub rotate
 	return;
 }
 
+# Windows are made for those who mark just now, and have other lengths.
+sub change
+{
+	my ($session) = @_;
+	my $length = ("'10 minutes'", 'keep_count => ' . (300 + int rand 200), "'1 second', 400", "'10 minutes', 10")[ int rand 4 ];
+
+	$session->try('BEGIN') if rand() < 0.5;
+	$session->try("SELECT event_store.set_dedup_window('changing', $length)") if rand() < 0.5;
+	$session->try("SELECT event_store.set_dedup_window('fresh ' || (SELECT last_value FROM message) / 100 - (random() * 3)::int, keep_count => 100000)");
+	usleep(rand 30_000);
+	$session->try(rand() < 0.6 ? 'COMMIT' : 'ROLLBACK');
+	usleep(rand 100_000);
+	return;
+}
+
 my @workers = map {
 	my ($code, $n) = @$_;
 	start_worker(sub {
 		srand($seed + $n);
 		go_on($code);
 	});
-} ((map { [ \&receive, $_ ] } 1 .. 7), [ \&append, 8 ], [ \&append, 9 ], [ \&rotate, 10 ]);
+} ((map { [ \&receive, $_ ] } 1 .. 7), [ \&append, 8 ], [ \&append, 9 ], [ \&rotate, 10 ], [ \&change, 11 ]);
 
 # Backends are ended and killed; one time the server is.
 my $until = time + $seconds;
@@ -187,11 +206,19 @@ foreach my $gid (split /\n/, $node->safe_psql('postgres', 'SELECT gid FROM pg_pr
 }
 
 query_is($node, 'postgres', 'no message had its effect twice', '', <<'EOT');
-SELECT consumer, message, count(*) FROM effect GROUP BY consumer, message HAVING count(*) > 1
+SELECT consumer, message, count(*) FROM effect WHERE consumer !~ '^ticking' GROUP BY consumer, message HAVING count(*) > 1
 EOT
-query_is($node, 'postgres', 'messages had effects', 't', 'SELECT count(*) > 100 AND count(DISTINCT consumer) = 6 FROM effect');
+query_is($node, 'postgres', 'or only when it was forgotten', '', <<'EOT');
+SELECT consumer, message, at, before FROM (SELECT *, lag(at) OVER (PARTITION BY consumer, message ORDER BY at) AS before FROM effect WHERE consumer ~ '^ticking') AS e
+WHERE at < before + interval '1 second'
+EOT
+query_is($node, 'postgres', 'messages had effects', 't', 'SELECT count(*) > 100 AND count(DISTINCT consumer) = 12 FROM effect');
+query_is($node, 'postgres', 'windows were made meanwhile', 't', q(SELECT count(*) > 1 FROM event_store.inbox_windows WHERE consumer ~ '^fresh'));
 query_is($node, 'postgres', 'an effect has its mark, where the window is long enough', '0', <<'EOT');
 SELECT count(*) FROM effect WHERE consumer IN ('brief', 'shared') AND event_store.mark_processed(consumer, message)
+EOT
+query_is($node, 'postgres', 'and where it was made meanwhile', '0', <<'EOT');
+SELECT count(*) FROM effect WHERE consumer = 'fresh' AND event_store.mark_processed('fresh ' || message::bigint / 100, message)
 EOT
 query_is($node, 'postgres', 'no key was appended twice', '', <<'EOT');
 SELECT data, count(*) FROM event_store.events GROUP BY data HAVING count(*) > 1
@@ -201,7 +228,7 @@ SELECT count(*) FROM (SELECT message FROM effect WHERE consumer = 'narrow' ORDER
 WHERE event_store.mark_processed('narrow', message)
 EOT
 my $turns = $node->safe_psql('postgres', q(SELECT turn FROM event_store.inbox_windows WHERE consumer = 'narrow'));
-note "effects, turns of the narrow window: ", $node->safe_psql('postgres', 'SELECT count(*) FROM effect'), ", $turns";
+note "effects, forgotten, turns of the narrow window: ", $node->safe_psql('postgres', q(SELECT count(*) || ', ' || count(*) FILTER (WHERE consumer ~ '^ticking') - count(DISTINCT (consumer, message)) FILTER (WHERE consumer ~ '^ticking') FROM effect)), ", $turns";
 store_is_sound($node, 'postgres', 'in the end');
 
 # A backup takes all along, and the restored store goes on.
@@ -224,8 +251,9 @@ EOT
 query_is($node, 'restored', 'and so are the windows', '|3 days|
 brief|00:10:00|
 narrow||400
-restored|01:00:00|', <<'EOT');
-SELECT coalesce(consumer, ''), keep_for, keep_count FROM event_store.inbox_windows ORDER BY 1
+restored|01:00:00|
+ticking|00:00:01|', <<'EOT');
+SELECT coalesce(consumer, ''), keep_for, keep_count FROM event_store.inbox_windows WHERE consumer IS NULL OR consumer !~ '^(fresh|changing)' ORDER BY 1
 EOT
 query_is($node, 'restored', 'which go on, by numbers of their own', 'f|f|t', <<'EOT');
 SELECT event_store.set_dedup_window('new', keep_count => 4) \g /dev/null
@@ -235,6 +263,14 @@ DO $$ BEGIN FOR i IN 1..20 LOOP
 END LOOP; END $$;
 SELECT event_store.mark_processed('new', '20'), event_store.mark_processed('narrow', 'before'), event_store.mark_processed('new', '1');
 EOT
+# in another encoding, too
+$node->safe_psql('postgres', "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0");
+$node->safe_psql('postgres', "CREATE DATABASE unicode ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0");
+my $mark = q(SELECT event_store.mark_processed(U&'caf\00e9', U&'na\00efve'), event_store.mark_processed('cafe', 'naive'));
+$node->safe_psql('latin', "CREATE EXTENSION event_store; $mark");
+command_ok([ 'pg_dump', '-Fc', '-f', "$dump.latin", '-d', $node->connstr('latin') ], 'pg_dump from LATIN1');
+command_ok([ 'pg_restore', '--exit-on-error', '-d', $node->connstr('unicode'), "$dump.latin" ], 'pg_restore into UTF8');
+query_is($node, 'unicode', 'what was processed is known there, too', 'f|f', $mark);
 $node->safe_psql('restored', 'DROP EXTENSION event_store');
 query_is($node, 'restored', 'they are dropped with the extension', '0', q(SELECT count(*) FROM pg_class WHERE relname ~ '^inbox_'));
 

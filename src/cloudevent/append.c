@@ -62,6 +62,13 @@ invalid_attribute(const char *name, int len, const char *problem)
 			 errdetail("%s", problem)));
 }
 
+static bool
+content_is_json(CloudEvent *event)
+{
+	return !event->has[CE_DATACONTENTTYPE] ||
+		attribute_json_content(TEXT(event, CE_DATACONTENTTYPE), LENGTH(event, CE_DATACONTENTTYPE));
+}
+
 static void
 read_members(CloudEvent *event, JsonbValue *object)
 {
@@ -107,13 +114,15 @@ read_members(CloudEvent *event, JsonbValue *object)
 					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 					 errmsg("a CloudEvent lacks the attribute \"%s\"",
 							attribute_names[wanted[i]])));
+	/* null is a value where data is JSON, and no data where it cannot be */
+	if (event->has[CE_DATA] && event->values[CE_DATA].type == jbvNull &&
+		(event->has[CE_DATA_BASE64] || !content_is_json(event)))
+		event->has[CE_DATA] = false;
 	if (event->has[CE_DATA] && event->has[CE_DATA_BASE64])
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("a CloudEvent has either data or data_base64, not both")));
-	if (event->has[CE_DATA] && event->has[CE_DATACONTENTTYPE] &&
-		!attribute_json_content(TEXT(event, CE_DATACONTENTTYPE), LENGTH(event, CE_DATACONTENTTYPE)) &&
-		event->values[CE_DATA].type != jbvString)
+	if (event->has[CE_DATA] && event->values[CE_DATA].type != jbvString && !content_is_json(event))
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("data of a CloudEvent is not valid"),
@@ -266,9 +275,13 @@ invalid_rest(void)
 					  "It is not as to_cloudevent() makes it.");
 }
 
-/* Our own attribute: metadata that could not be attributes, and fields. */
+/*
+ * Our own attribute: metadata that could not be attributes, and fields.  What it
+ * has in the shadow's place is given back apart.
+ */
 static void
-read_rest(EventInput *input, JsonbValue *value, JsonbParseState **metadata)
+read_rest(EventInput *input, JsonbValue *value, JsonbParseState **metadata,
+		  JsonbValue *displaced)
 {
 	Jsonb	   *volatile rest = NULL;
 	MemoryContext context = CurrentMemoryContext;
@@ -313,7 +326,10 @@ read_rest(EventInput *input, JsonbValue *value, JsonbParseState **metadata)
 			while (JsonbIteratorNext(&fields, &name, true) == WJB_KEY)
 			{
 				(void) JsonbIteratorNext(&fields, &content, true);
-				put(metadata, name.val.string.val, name.val.string.len, &content);
+				if (value_is(&name, SHADOW_KEY, strlen(SHADOW_KEY)))
+					*displaced = content;
+				else
+					put(metadata, name.val.string.val, name.val.string.len, &content);
 			}
 		}
 		else if (value_is(&key, "source", 6) && field.type == jbvString)
@@ -394,7 +410,8 @@ take_data(EventInput *input, CloudEvent *event, JsonbParseState **shadow)
 
 /* Extension attributes: fields, or metadata. */
 static void
-take_extensions(EventInput *input, CloudEvent *event, JsonbParseState **metadata)
+take_extensions(EventInput *input, CloudEvent *event, JsonbParseState **metadata,
+				JsonbValue *displaced)
 {
 	JsonbIterator *it = JsonbIteratorInit(event->object);
 	JsonbValue	key;
@@ -418,7 +435,7 @@ take_extensions(EventInput *input, CloudEvent *event, JsonbParseState **metadata
 			input->schema_version =
 				DatumGetInt32(DirectFunctionCall1(numeric_int4, NumericGetDatum(value.val.numeric)));
 		else
-			read_rest(input, &value, metadata);
+			read_rest(input, &value, metadata, displaced);
 	}
 }
 
@@ -429,6 +446,7 @@ take_event(EventInput *input, JsonbValue *object, const Taking *taking)
 	CloudEvent	event = {0};
 	JsonbParseState *metadata = NULL;
 	JsonbParseState *shadow = NULL;
+	JsonbValue	displaced = {.type = jbvObject};	/* there is none */
 	text	   *stream;
 
 	read_members(&event, object);
@@ -438,7 +456,7 @@ take_event(EventInput *input, JsonbValue *object, const Taking *taking)
 	if (!value_is(&event.values[CE_SOURCE], VARDATA_ANY(taking->home),
 				  VARSIZE_ANY_EXHDR(taking->home)))
 		input_source(input, value_text(&event.values[CE_SOURCE]));
-	take_extensions(input, &event, &metadata);
+	take_extensions(input, &event, &metadata, &displaced);
 	take_id(input, &event, &shadow);
 	if (!event.has[CE_SUBJECT])
 		note(&shadow, CE_SUBJECT, NULL);
@@ -449,14 +467,19 @@ take_event(EventInput *input, JsonbValue *object, const Taking *taking)
 
 	if (shadow != NULL)
 	{
-		Jsonb	   *jsonb = JsonbValueToJsonb(pushJsonbValue(&shadow, WJB_END_OBJECT, NULL));
+		Jsonb	   *jsonb;
 		JsonbValue	value;
 
+		if (displaced.type != jbvObject)
+			put(&shadow, SHADOW_DISPLACED, strlen(SHADOW_DISPLACED), &displaced);
+		jsonb = JsonbValueToJsonb(pushJsonbValue(&shadow, WJB_END_OBJECT, NULL));
 		value.type = jbvBinary;
 		value.val.binary.data = &jsonb->root;
 		value.val.binary.len = VARSIZE(jsonb) - VARHDRSZ;
 		put(&metadata, SHADOW_KEY, strlen(SHADOW_KEY), &value);
 	}
+	else if (displaced.type != jbvObject)
+		put(&metadata, SHADOW_KEY, strlen(SHADOW_KEY), &displaced);
 	if (metadata == NULL)
 		(void) pushJsonbValue(&metadata, WJB_BEGIN_OBJECT, NULL);
 	input->metadata =

@@ -11,6 +11,8 @@
 
 /* the key of metadata for what a CloudEvent was, and the event does not say */
 #define SHADOW_KEY		"$cloudevent"
+/* the key of a shadow for what metadata had in its place */
+#define SHADOW_DISPLACED	"metadata"
 /* the attribute for what an event is, and a CloudEvent has no place for */
 #define REST_ATTRIBUTE	"eventstore"
 

@@ -8,7 +8,8 @@
  *
  * An event that came as a CloudEvent may have a shadow in its metadata, which
  * says where that CloudEvent was different from what is made of the fields.  It
- * is followed if all of it is valid; otherwise it is metadata like any other.
+ * is followed if all of it is what append.c would write for this very event;
+ * otherwise it is metadata like any other.
  */
 #include "postgres.h"
 
@@ -51,9 +52,14 @@ typedef struct Making
 {
 	Datum		values[RE_NATTS];
 	bool		nulls[RE_NATTS];
+	text	   *home;
+	const char *source;			/* as the attribute will have it */
+	int			source_len;
 	bool		has_shadow;
 	bool		in_shadow[SHADOW_NKEYS];
 	JsonbValue	shadow[SHADOW_NKEYS];
+	bool		has_displaced;
+	JsonbValue	displaced;		/* what the shadow stands in the place of */
 	JsonbParseState *state;
 	JsonbParseState *rest;		/* NULL until there is any */
 } Making;
@@ -121,120 +127,6 @@ needed(Making *making, int field, const char *name)
 	return value;
 }
 
-/* ----------------------------------------------------------------
- * The shadow
- * ----------------------------------------------------------------
- */
-
-static bool
-text_is(const JsonbValue *value, const char *text)
-{
-	return value->type == jbvString && value->val.string.len == strlen(text) &&
-		memcmp(value->val.string.val, text, value->val.string.len) == 0;
-}
-
-/* The value of a field of type jsonb, as JsonbExtractScalar() gives it. */
-static bool
-data_scalar(Making *making, JsonbValue *value)
-{
-	return !making->nulls[RE_DATA] &&
-		JsonbExtractScalar(&DatumGetJsonbP(making->values[RE_DATA])->root, value);
-}
-
-/* Reads the shadow, if all of it is valid and goes with the event. */
-static bool
-read_shadow(Making *making, JsonbValue *object)
-{
-	JsonbIterator *it;
-	JsonbValue	key;
-	JsonbValue	value;
-	JsonbValue	data;
-	bool		scalar = data_scalar(making, &data);
-	bool		base64 = false;
-
-	if (object->type != jbvBinary || !JsonContainerIsObject(object->val.binary.data))
-		return false;
-	it = JsonbIteratorInit(object->val.binary.data);
-	(void) JsonbIteratorNext(&it, &key, true);
-	while (JsonbIteratorNext(&it, &key, true) == WJB_KEY)
-	{
-		int			attribute = attribute_find(key.val.string.val, key.val.string.len);
-		int			i;
-
-		(void) JsonbIteratorNext(&it, &value, true);
-		for (i = 0; i < SHADOW_NKEYS; i++)
-			if (shadowed[i] == attribute)
-				break;
-		if (i == SHADOW_NKEYS)
-			return false;
-		if (i == SHADOW_DATA)
-		{
-			base64 = text_is(&value, "base64");
-			if (base64 ?
-				!scalar || attribute_problem(CE_DATA_BASE64, &data) != NULL :
-				!text_is(&value, "none") || !scalar || data.type != jbvNull)
-				return false;
-		}
-		else if (value.type == jbvNull)
-		{
-			if (i == SHADOW_ID || i == SHADOW_DATASCHEMA)
-				return false;
-		}
-		else if (attribute_problem(attribute, &value) != NULL)
-			return false;
-		making->in_shadow[i] = true;
-		making->shadow[i] = value;
-	}
-	if (making->in_shadow[SHADOW_TIME] && making->shadow[SHADOW_TIME].type == jbvString)
-	{
-		TimestampTz time;
-
-		if (making->nulls[RE_OCCURRED_AT] ||
-			!attribute_parse_time(making->shadow[SHADOW_TIME].val.string.val,
-								  making->shadow[SHADOW_TIME].val.string.len, &time) ||
-			time != DatumGetTimestampTz(making->values[RE_OCCURRED_AT]))
-			return false;
-	}
-	/* what is no JSON is text */
-	if (making->in_shadow[SHADOW_DATACONTENTTYPE] &&
-		making->shadow[SHADOW_DATACONTENTTYPE].type == jbvString &&
-		!attribute_json_content(making->shadow[SHADOW_DATACONTENTTYPE].val.string.val,
-								making->shadow[SHADOW_DATACONTENTTYPE].val.string.len) &&
-		!base64 && !making->in_shadow[SHADOW_DATA] &&
-		(!scalar || data.type != jbvString))
-		return false;
-	return true;
-}
-
-static void
-find_shadow(Making *making, Jsonb *metadata)
-{
-	JsonbValue	found;
-
-	if (metadata == NULL ||
-		getKeyJsonValueFromContainer(&metadata->root, SHADOW_KEY, strlen(SHADOW_KEY), &found) == NULL)
-		return;
-	making->has_shadow = read_shadow(making, &found);
-	if (!making->has_shadow)
-		memset(making->in_shadow, 0, sizeof(making->in_shadow));
-}
-
-/* Puts what the shadow has for an attribute; false if it has nothing. */
-static bool
-put_shadow(Making *making, Shadow which)
-{
-	if (!making->in_shadow[which])
-		return false;
-	if (making->shadow[which].type != jbvNull)
-		put(&making->state, attribute_names[shadowed[which]], &making->shadow[which]);
-	return true;
-}
-
-/* ----------------------------------------------------------------
- * Fields
- * ----------------------------------------------------------------
- */
-
 /* A source that is no URI reference, as one: other bytes are percent-encoded. */
 static char *
 encode_source(const char *source, int len)
@@ -255,33 +147,211 @@ encode_source(const char *source, int len)
 	return encoded.data;
 }
 
+/* What the attribute source will have: the event's, made a URI reference, or the home. */
 static void
-put_source(Making *making, text *home)
+find_source(Making *making)
+{
+	text	   *source = making->nulls[RE_SOURCE] ? making->home :
+		DatumGetTextPP(making->values[RE_SOURCE]);
+
+	making->source = VARDATA_ANY(source);
+	making->source_len = VARSIZE_ANY_EXHDR(source);
+	if (!attribute_uri_reference(making->source, making->source_len, false))
+	{
+		making->source = encode_source(making->source, making->source_len);
+		making->source_len = strlen(making->source);
+	}
+}
+
+/* ----------------------------------------------------------------
+ * The shadow
+ * ----------------------------------------------------------------
+ */
+
+static bool
+text_is(const JsonbValue *value, const char *text)
+{
+	return value->type == jbvString && value->val.string.len == strlen(text) &&
+		memcmp(value->val.string.val, text, value->val.string.len) == 0;
+}
+
+/* The value of a field of type jsonb, as JsonbExtractScalar() gives it. */
+static bool
+data_scalar(Making *making, JsonbValue *value)
+{
+	return !making->nulls[RE_DATA] &&
+		JsonbExtractScalar(&DatumGetJsonbP(making->values[RE_DATA])->root, value);
+}
+
+static bool
+field_is(Making *making, int field, const JsonbValue *value)
+{
+	text	   *content = making->nulls[field] ? NULL : DatumGetTextPP(making->values[field]);
+
+	return content != NULL && VARSIZE_ANY_EXHDR(content) == value->val.string.len &&
+		memcmp(VARDATA_ANY(content), value->val.string.val, value->val.string.len) == 0;
+}
+
+/* Would the id of the event have been made of this one? */
+static bool
+id_goes_with_event(Making *making, const JsonbValue *id)
+{
+	pg_uuid_t	event_id;
+
+	if (attribute_uuid(id->val.string.val, id->val.string.len, &event_id))
+		return false;
+	if (making->nulls[RE_EVENT_ID])
+		return true;
+	attribute_id(&event_id, making->source, making->source_len,
+				 id->val.string.val, id->val.string.len);
+	return memcmp(&event_id, DatumGetUUIDP(making->values[RE_EVENT_ID]), sizeof(event_id)) == 0;
+}
+
+/* The same for the time; null: there was none, so the time is that of the append. */
+static bool
+time_goes_with_event(Making *making, const JsonbValue *value)
+{
+	TimestampTz occurred_at = DatumGetTimestampTz(making->values[RE_OCCURRED_AT]);
+	TimestampTz time;
+	char	   *canonical;
+
+	if (value->type == jbvNull)
+		return making->nulls[RE_OCCURRED_AT] ||
+			(!making->nulls[RE_RECORDED_AT] &&
+			 occurred_at == DatumGetTimestampTz(making->values[RE_RECORDED_AT]));
+	if (making->nulls[RE_OCCURRED_AT] ||
+		!attribute_parse_time(value->val.string.val, value->val.string.len, &time) ||
+		time != occurred_at)
+		return false;
+	canonical = attribute_format_time(time);
+	return canonical == NULL || !text_is(value, canonical);
+}
+
+/* Would append.c note this of a CloudEvent that has become this event? */
+static bool
+goes_with_event(Making *making, Shadow which, const JsonbValue *value)
+{
+	if (value->type == jbvNull ? which == SHADOW_ID || which == SHADOW_DATASCHEMA :
+		attribute_problem(shadowed[which], value) != NULL)
+		return false;
+	switch (which)
+	{
+		case SHADOW_ID:
+			return id_goes_with_event(making, value);
+		case SHADOW_SUBJECT:
+			return value->type == jbvNull || !field_is(making, RE_STREAM, value);
+		case SHADOW_TIME:
+			return time_goes_with_event(making, value);
+		case SHADOW_DATACONTENTTYPE:
+			return !text_is(value, "application/json");
+		default:
+			return true;
+	}
+}
+
+/* Reads the shadow, if all of it goes with the event. */
+static bool
+read_shadow(Making *making, JsonbValue *object)
+{
+	JsonbIterator *it;
+	JsonbValue	key;
+	JsonbValue	value;
+	JsonbValue	data;
+	bool		scalar = data_scalar(making, &data);
+	bool		base64 = false;
+	bool		any = false;
+
+	if (object->type != jbvBinary || !JsonContainerIsObject(object->val.binary.data))
+		return false;
+	it = JsonbIteratorInit(object->val.binary.data);
+	(void) JsonbIteratorNext(&it, &key, true);
+	while (JsonbIteratorNext(&it, &key, true) == WJB_KEY)
+	{
+		int			attribute = attribute_find(key.val.string.val, key.val.string.len);
+		int			i;
+
+		(void) JsonbIteratorNext(&it, &value, true);
+		if (text_is(&key, SHADOW_DISPLACED))
+		{
+			making->has_displaced = true;
+			making->displaced = value;
+			continue;
+		}
+		for (i = 0; i < SHADOW_NKEYS; i++)
+			if (shadowed[i] == attribute)
+				break;
+		if (i == SHADOW_NKEYS)
+			return false;
+		if (i == SHADOW_DATA)
+		{
+			base64 = text_is(&value, "base64");
+			if (base64 ?
+				!scalar || attribute_problem(CE_DATA_BASE64, &data) != NULL :
+				!text_is(&value, "none") || !scalar || data.type != jbvNull)
+				return false;
+		}
+		else if (!goes_with_event(making, i, &value))
+			return false;
+		making->in_shadow[i] = any = true;
+		making->shadow[i] = value;
+	}
+	/* what is no JSON is text */
+	if (making->in_shadow[SHADOW_DATACONTENTTYPE] &&
+		making->shadow[SHADOW_DATACONTENTTYPE].type == jbvString &&
+		!attribute_json_content(making->shadow[SHADOW_DATACONTENTTYPE].val.string.val,
+								making->shadow[SHADOW_DATACONTENTTYPE].val.string.len) &&
+		!base64 && !making->in_shadow[SHADOW_DATA] &&
+		(!scalar || data.type != jbvString))
+		return false;
+	return any;
+}
+
+static void
+find_shadow(Making *making, Jsonb *metadata)
+{
+	JsonbValue	found;
+
+	if (metadata == NULL ||
+		getKeyJsonValueFromContainer(&metadata->root, SHADOW_KEY, strlen(SHADOW_KEY), &found) == NULL)
+		return;
+	making->has_shadow = read_shadow(making, &found);
+	if (!making->has_shadow)
+	{
+		memset(making->in_shadow, 0, sizeof(making->in_shadow));
+		making->has_displaced = false;
+	}
+}
+
+/* Puts what the shadow has for an attribute; false if it has nothing. */
+static bool
+put_shadow(Making *making, Shadow which)
+{
+	if (!making->in_shadow[which])
+		return false;
+	if (making->shadow[which].type != jbvNull)
+		put(&making->state, attribute_names[shadowed[which]], &making->shadow[which]);
+	return true;
+}
+
+/* ----------------------------------------------------------------
+ * Fields
+ * ----------------------------------------------------------------
+ */
+
+static void
+put_source(Making *making)
 {
 	text	   *source;
-	const char *value;
-	int			len;
-	bool		plain;
 
+	put_string(&making->state, "source", making->source, making->source_len);
 	if (making->nulls[RE_SOURCE])
-	{
-		put_text(&making->state, "source", home);
 		return;
-	}
-	source = DatumGetTextPP(making->values[RE_SOURCE]);
-	value = VARDATA_ANY(source);
-	len = VARSIZE_ANY_EXHDR(source);
-	plain = attribute_uri_reference(value, len, false);
-	if (plain)
-		put_text(&making->state, "source", source);
-	else
-	{
-		char	   *encoded = encode_source(value, len);
-
-		put_string(&making->state, "source", encoded, strlen(encoded));
-	}
 	/* the home is read as no source, and what was encoded is not decoded */
-	if (!plain || (len == VARSIZE_ANY_EXHDR(home) && memcmp(value, VARDATA_ANY(home), len) == 0))
+	source = DatumGetTextPP(making->values[RE_SOURCE]);
+	if (making->source_len != VARSIZE_ANY_EXHDR(source) ||
+		memcmp(making->source, VARDATA_ANY(source), making->source_len) != 0 ||
+		(making->source_len == VARSIZE_ANY_EXHDR(making->home) &&
+		 memcmp(making->source, VARDATA_ANY(making->home), making->source_len) == 0))
 		put_text(rest_of(making), "source", source);
 }
 
@@ -388,7 +458,11 @@ put_metadata(Making *making, Jsonb *metadata)
 
 		(void) JsonbIteratorNext(&it, &value, true);
 		if (making->has_shadow && text_is(&key, SHADOW_KEY))
-			continue;
+		{
+			if (!making->has_displaced)
+				continue;
+			value = making->displaced;
+		}
 		if (!can_be_extension(making, &key, &value))
 		{
 			if (left == NULL)
@@ -470,7 +544,6 @@ event_store_to_cloudevent(PG_FUNCTION_ARGS)
 	HeapTupleHeader row;
 	HeapTupleData tuple;
 	TupleDesc	desc;
-	text	   *home;
 	Jsonb	   *metadata = NULL;
 
 	if (PG_ARGISNULL(0))
@@ -479,8 +552,8 @@ event_store_to_cloudevent(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("%s must not be NULL", PG_ARGISNULL(1) ? "source" : "with_record")));
-	home = PG_GETARG_TEXT_PP(1);
-	if (!attribute_uri_reference(VARDATA_ANY(home), VARSIZE_ANY_EXHDR(home), false))
+	making.home = PG_GETARG_TEXT_PP(1);
+	if (!attribute_uri_reference(VARDATA_ANY(making.home), VARSIZE_ANY_EXHDR(making.home), false))
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("source is not a URI reference"),
@@ -507,6 +580,7 @@ event_store_to_cloudevent(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 					 errmsg("metadata must be a JSON object")));
 	}
+	find_source(&making);
 	find_shadow(&making, metadata);
 
 	(void) pushJsonbValue(&making.state, WJB_BEGIN_OBJECT, NULL);
@@ -523,7 +597,7 @@ event_store_to_cloudevent(PG_FUNCTION_ARGS)
 		put_string(&making.state, "id", id, strlen(id));
 	}
 	put_text(&making.state, "type", needed(&making, RE_TYPE, "type"));
-	put_source(&making, home);
+	put_source(&making);
 	if (!put_shadow(&making, SHADOW_SUBJECT))
 		put_text(&making.state, "subject", needed(&making, RE_STREAM, "stream"));
 	put_time(&making);

@@ -85,7 +85,7 @@ enum
 	IW_CONSUMER,
 	IW_KEEP_FOR,
 	IW_KEEP_COUNT,
-	IW_SHARED_UNTIL
+	IW_SHARED_TURN
 };
 
 /* columns of event_store.inbox_turn */
@@ -96,6 +96,7 @@ enum
 	IT_OPENED_AT,
 	IT_LAST_SEALED_AT,
 	IT_OLDEST_SEALED_AT,
+	IT_LAST_IS_EMPTY,
 	IT_OLDEST_IS_EMPTY
 };
 

@@ -9,7 +9,7 @@
  *	  whether it still is the current one by what came in with the lock;
  * 2. lock the id (LOCK_CLASS_INBOX), and see whether the windows still are what
  *	  they were;
- * 3. look for an entry in all parts that are not empty, by a dirty snapshot;
+ * 3. look for an entry in all parts not known to be empty, by a dirty snapshot;
  * 4. there is none: write it into the current part;
  * 5. let go of the id: the entry stands for the lock from here on;
  * 6. another transaction has one in flight: wait for its end, and begin anew.
@@ -32,8 +32,10 @@
 #include "common/cryptohash.h"
 #include "common/sha2.h"
 #include "executor/executor.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "nodes/execnodes.h"
+#include "port/pg_bswap.h"
 #include "storage/lmgr.h"
 #include "storage/predicate.h"
 #include "utils/builtins.h"
@@ -115,6 +117,7 @@ entry_id(FunctionCallInfo fcinfo, int n, const char *what)
 /*
  * The first 128 bits of the SHA-256 of some pieces, each given as a pointer and
  * an int, its length, which is hashed with it: no two lists of pieces are alike.
+ * Numbers are in network order, as a dump may go to another machine.
  */
 void
 entry_digest(pg_uuid_t *digest, int count, ...)
@@ -129,8 +132,9 @@ entry_digest(pg_uuid_t *digest, int count, ...)
 	{
 		const void *data = va_arg(pieces, const void *);
 		int32		len = va_arg(pieces, int);
+		uint32		prefix = pg_hton32((uint32) len);
 
-		failed = pg_cryptohash_update(context, (const uint8 *) &len, sizeof(len)) < 0 ||
+		failed = pg_cryptohash_update(context, (const uint8 *) &prefix, sizeof(prefix)) < 0 ||
 			(len > 0 && pg_cryptohash_update(context, data, len) < 0);
 	}
 	va_end(pieces);
@@ -140,15 +144,34 @@ entry_digest(pg_uuid_t *digest, int count, ...)
 	memcpy(digest->data, full, UUID_LEN);
 }
 
+/* In UTF-8, too, a text is the same: a dump may go to a database that has that. */
+static void
+as_utf8(const char **value, int *len)
+{
+	const char *utf8;
+
+	if (likely(GetDatabaseEncoding() == PG_UTF8) || GetDatabaseEncoding() == PG_SQL_ASCII)
+		return;
+	utf8 = pg_server_to_any(*value, *len, PG_UTF8);
+	if (utf8 != *value)
+	{
+		*value = utf8;
+		*len = strlen(utf8);
+	}
+}
+
 void
 entry_key(EntryKey *key, EntryKind kind, const char *consumer, int consumer_len,
 		  const char *id, int id_len)
 {
 	/* one piece for all of it, since each costs a call: the rest is the id */
-	char		piece[1 + sizeof(uint16) + 2 * MAX_NAME_BYTES];
-	uint16		len = consumer_len;
+	char		piece[1 + sizeof(uint16) + 2 * MAX_NAME_BYTES * MAX_CONVERSION_GROWTH];
+	uint16		len;
 	char	   *end = piece;
 
+	as_utf8(&consumer, &consumer_len);
+	as_utf8(&id, &id_len);
+	len = pg_hton16((uint16) consumer_len);
 	*end++ = kind;
 	memcpy(end, &len, sizeof(len));
 	end += sizeof(len);
@@ -294,9 +317,8 @@ look_into(Relation part, Relation index, const EntryKey *key, TransactionId *xid
 }
 
 /*
- * Looks for an entry in all parts that may have it: not in the oldest, if that
- * has been emptied.  *where, if wanted, is the
- * part that has it.
+ * Looks for an entry in all parts that may have it, which those that are known to
+ * be empty may not.  *where, if wanted, is the part that has it.
  */
 static EntryState
 look(Inbox *inbox, const EntryKey *key, TransactionId *xid, Entry *found,
@@ -316,6 +338,7 @@ look(Inbox *inbox, const EntryKey *key, TransactionId *xid, Entry *found,
 			Relation	index;
 
 			if (relid == RelationGetRelid(inbox->part) ||
+				(windows[i]->last_is_empty && n == WINDOW_LAST(windows[i]->turn)) ||
 				(windows[i]->oldest_is_empty && n == WINDOW_OLDEST(windows[i]->turn)))
 				continue;
 			/* of a window that is dropped meanwhile nothing is left */
@@ -345,7 +368,7 @@ open_windows(Inbox *inbox)
 		inbox->generation = window_generation();
 		inbox->window = window = window_find(inbox->consumer, inbox->consumer_len);
 		inbox->shared = NULL;
-		if (window->id != 0 && window->shared_until > GetCurrentTimestamp())
+		if (window->id != 0 && window->is_shared)
 			inbox->shared = window_find(NULL, 0);
 		inbox->part = NULL;
 		if (open_part(window->parts[WINDOW_CURRENT(window->turn)], RowExclusiveLock,

@@ -29,7 +29,8 @@ typedef struct Window
 	char	   *consumer;
 	int64		keep_usec;		/* 0: not by time */
 	int64		keep_count;		/* 0: not by count */
-	TimestampTz shared_until;	/* so long the consumer's entries may be in window 0 too */
+	int32		shared_turn;	/* window 0's when it was made */
+	bool		is_shared;		/* may have entries in window 0, too; window 0: may have some of another */
 	Oid			parts[INBOX_PARTS];
 
 	/* from inbox_turn */
@@ -38,6 +39,7 @@ typedef struct Window
 	TimestampTz opened_at;
 	TimestampTz last_sealed_at; /* DT_NOBEGIN: it is not sealed */
 	TimestampTz oldest_sealed_at;
+	bool		last_is_empty;	/* known to be, and nobody writes there */
 	bool		oldest_is_empty;
 
 	/* when whoever marks is to see to the rotation */

@@ -8,7 +8,7 @@ CREATE TABLE event_store.inbox_window (
 	consumer		text COLLATE "C" NOT NULL,
 	keep_for		interval,
 	keep_count		bigint,
-	shared_until	timestamptz NOT NULL,
+	shared_turn		int NOT NULL,
 	CONSTRAINT inbox_window_pkey PRIMARY KEY (id),
 	CONSTRAINT inbox_window_consumer_key UNIQUE (consumer)
 );
@@ -20,18 +20,19 @@ COMMENT ON COLUMN event_store.inbox_window.id IS 'the window''s id; 0: that of a
 COMMENT ON COLUMN event_store.inbox_window.consumer IS 'the consumer; empty in window 0';
 COMMENT ON COLUMN event_store.inbox_window.keep_for IS 'so long an entry is kept at least; this and keep_count NULL: as in window 0';
 COMMENT ON COLUMN event_store.inbox_window.keep_count IS 'so many of the latest entries are kept at least';
-COMMENT ON COLUMN event_store.inbox_window.shared_until IS 'until then older entries of the consumer may count that are in window 0';
+COMMENT ON COLUMN event_store.inbox_window.shared_turn IS 'turn of window 0 when this one was made: older entries of the consumer are there, until what was written up to that turn has been emptied';
 SELECT pg_extension_config_dump('event_store.inbox_window', '');
 SELECT pg_extension_config_dump('event_store.inbox_window_id', '');
 
--- Not dumped: where it is not known how old the entries of a part are, they are
--- as old as this is found out.
+-- Dumped with the parts: who did not know which one is the oldest could empty
+-- the youngest.
 CREATE TABLE event_store.inbox_turn (
 	window_id			int NOT NULL,
 	turn				int NOT NULL,
 	opened_at			timestamptz NOT NULL,
 	last_sealed_at		timestamptz,
 	oldest_sealed_at	timestamptz,
+	last_is_empty		boolean NOT NULL DEFAULT false,
 	oldest_is_empty		boolean NOT NULL DEFAULT false,
 	CONSTRAINT inbox_turn_pkey PRIMARY KEY (window_id)
 ) WITH (fillfactor = 50);
@@ -42,7 +43,8 @@ COMMENT ON COLUMN event_store.inbox_turn.turn IS 'entries are written into part 
 COMMENT ON COLUMN event_store.inbox_turn.opened_at IS 'since when they are';
 COMMENT ON COLUMN event_store.inbox_turn.last_sealed_at IS 'when no transaction that had written into the last part was left; NULL: not yet known';
 COMMENT ON COLUMN event_store.inbox_turn.oldest_sealed_at IS 'the same for the oldest';
-COMMENT ON COLUMN event_store.inbox_turn.oldest_is_empty IS 'whether the oldest has been emptied since';
+COMMENT ON COLUMN event_store.inbox_turn.last_is_empty IS 'whether the last is sealed, and empty';
+COMMENT ON COLUMN event_store.inbox_turn.oldest_is_empty IS 'whether the oldest is, or has been emptied since';
 SELECT pg_extension_config_dump('event_store.inbox_turn', '');
 
 -- The parts of window 0; those of other windows are made by set_dedup_window().
@@ -61,34 +63,14 @@ COMMENT ON COLUMN event_store.inbox_0_0.result IS 'what came of it';
 COMMENT ON COLUMN event_store.inbox_0_0.finished IS 'whether the result was noted';
 SELECT pg_extension_config_dump('event_store.inbox_0_0', '');
 
-CREATE TABLE event_store.inbox_0_1 (
-	key			uuid NOT NULL,
-	fingerprint	uuid,
-	result		jsonb,
-	finished	boolean,
-	CONSTRAINT inbox_0_1_pkey PRIMARY KEY (key)
-);
+CREATE TABLE event_store.inbox_0_1 (LIKE event_store.inbox_0_0 INCLUDING INDEXES INCLUDING COMMENTS);
 ALTER TABLE event_store.inbox_0_1 OWNER TO @extowner@;
-COMMENT ON TABLE event_store.inbox_0_1 IS 'a part of the window of all consumers that have none of their own: see inbox_window';
-COMMENT ON COLUMN event_store.inbox_0_1.key IS 'the first 128 bits of the SHA-256 of kind, consumer and id';
-COMMENT ON COLUMN event_store.inbox_0_1.fingerprint IS 'of what was asked for; NULL: it is a mark';
-COMMENT ON COLUMN event_store.inbox_0_1.result IS 'what came of it';
-COMMENT ON COLUMN event_store.inbox_0_1.finished IS 'whether the result was noted';
+COMMENT ON TABLE event_store.inbox_0_1 IS 'another part: see inbox_0_0';
 SELECT pg_extension_config_dump('event_store.inbox_0_1', '');
 
-CREATE TABLE event_store.inbox_0_2 (
-	key			uuid NOT NULL,
-	fingerprint	uuid,
-	result		jsonb,
-	finished	boolean,
-	CONSTRAINT inbox_0_2_pkey PRIMARY KEY (key)
-);
+CREATE TABLE event_store.inbox_0_2 (LIKE event_store.inbox_0_0 INCLUDING INDEXES INCLUDING COMMENTS);
 ALTER TABLE event_store.inbox_0_2 OWNER TO @extowner@;
-COMMENT ON TABLE event_store.inbox_0_2 IS 'a part of the window of all consumers that have none of their own: see inbox_window';
-COMMENT ON COLUMN event_store.inbox_0_2.key IS 'the first 128 bits of the SHA-256 of kind, consumer and id';
-COMMENT ON COLUMN event_store.inbox_0_2.fingerprint IS 'of what was asked for; NULL: it is a mark';
-COMMENT ON COLUMN event_store.inbox_0_2.result IS 'what came of it';
-COMMENT ON COLUMN event_store.inbox_0_2.finished IS 'whether the result was noted';
+COMMENT ON TABLE event_store.inbox_0_2 IS 'another part: see inbox_0_0';
 SELECT pg_extension_config_dump('event_store.inbox_0_2', '');
 
 CREATE FUNCTION event_store.mark_processed(consumer text, message_id text) RETURNS boolean
@@ -122,7 +104,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'event_store_once';
 REVOKE ALL ON FUNCTION event_store.once(text, text, text, jsonb) FROM PUBLIC;
 ALTER FUNCTION event_store.once(text, text, text, jsonb) OWNER TO @extowner@;
 COMMENT ON FUNCTION event_store.once(text, text, text, jsonb) IS
-'once(consumer, key, command, args = NULL) -> jsonb: runs an SQL command, as the caller, unless it was run for this consumer and key before, and returns its result, or the one it had then. command may refer to args, one jsonb value, as $1; the result is the one column of its one row as jsonb, or the row as an object where it has several, or NULL where there is none. Effect, entry and result are of the caller''s transaction: a failure leaves nothing behind, and the next call runs the command. If another transaction is running it, waits for its end. key: 1 to 1,024 bytes, apart from ids of messages. The result is kept at least for the consumer''s window (set_dedup_window()). Raises VE020 if the key was used with another command or args, VE021 if this transaction is running it at the moment, VE002 for an invalid argument or more than one row, whatever the command raises; 40001, 25006 as mark_processed() does.';
+'once(consumer, key, command, args = NULL) -> jsonb: runs an SQL command, as the caller, unless it was run for this consumer and key before, and returns its result, or the one it had then. command may refer to args, one jsonb value, as $1; the result is the one column of its one row as jsonb, or the row as an object where it has several, or NULL where there is none. The result is told to whoever repeats the call, whatever his rights. Effect, entry and result are of the caller''s transaction: a failure leaves nothing behind, and the next call runs the command. If another transaction is running it, waits for its end. key: 1 to 1,024 bytes, apart from ids of messages. The result is kept at least for the consumer''s window (set_dedup_window()). Raises VE020 if the key was used with another command or args, VE021 if this transaction is running it at the moment, VE002 for an invalid argument or more than one row, whatever the command raises; 40001, 25006 as mark_processed() does.';
 
 CREATE FUNCTION event_store.begin_once(
 	consumer text,

@@ -16,6 +16,7 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "nodes/makefuncs.h"
+#include "port/pg_bswap.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/fmgroids.h"
@@ -160,7 +161,8 @@ run_command(const char *command, Datum args, bool args_null, bool *isnull)
 	*isnull = true;
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	code = SPI_execute_with_args(command, 1, types, values, nulls, false, 2);
+	/* without a limit, which would hold for the statements before the last, too */
+	code = SPI_execute_with_args(command, 1, types, values, nulls, false, 0);
 	if (code < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
@@ -301,9 +303,10 @@ fingerprint_append(pg_uuid_t *fingerprint, const AppendBatch *append)
 	{
 		const EventInput *event = &append->events[i];
 		const Jsonb *data = DatumGetJsonbP(event->data);
+		uint32		schema_version = pg_hton32((uint32) event->schema_version);
 
 		entry_digest(&events[i], 3, event->type, event->type_len,
-					 &event->schema_version, (int) sizeof(event->schema_version),
+					 &schema_version, (int) sizeof(schema_version),
 					 VARDATA(data), (int) VARSIZE(data) - VARHDRSZ);
 	}
 	entry_digest(fingerprint, 2, append->streams[0].name, append->streams[0].len,

@@ -7,7 +7,8 @@
  * a window, each step where it is due and possible:
  *
  * seal: write down that all transactions that have written into the last part
- *	  have ended, which shows by a lock on it that none of them would let pass;
+ *	  have ended, which shows by a lock on it that none of them would let pass; and
+ *	  whether it is empty;
  * empty: TRUNCATE the oldest part, when it was sealed longer ago than the window
  *	  is long, and as many entries are in the others as it is to hold;
  * turn: the oldest part, if it is empty, becomes the current one, when the current
@@ -79,9 +80,10 @@ static Statement owned = {
 static Statement seal = {
 	"UPDATE event_store.inbox_turn SET"
 	" last_sealed_at = CASE WHEN $2 THEN pg_catalog.clock_timestamp() ELSE last_sealed_at END,"
-	" oldest_sealed_at = CASE WHEN $3 THEN pg_catalog.clock_timestamp() ELSE oldest_sealed_at END"
+	" oldest_sealed_at = CASE WHEN $3 THEN pg_catalog.clock_timestamp() ELSE oldest_sealed_at END,"
+	" last_is_empty = last_is_empty OR $4"
 	" WHERE window_id = $1",
-	3, {INT4OID, BOOLOID, BOOLOID}
+	4, {INT4OID, BOOLOID, BOOLOID, BOOLOID}
 };
 
 static Statement note_empty = {
@@ -91,7 +93,8 @@ static Statement note_empty = {
 
 static Statement turn = {
 	"UPDATE event_store.inbox_turn SET turn = turn + 1, opened_at = pg_catalog.clock_timestamp(),"
-	" oldest_sealed_at = last_sealed_at, last_sealed_at = NULL, oldest_is_empty = false"
+	" oldest_sealed_at = last_sealed_at, last_sealed_at = NULL,"
+	" oldest_is_empty = last_is_empty, last_is_empty = false"
 	" WHERE window_id = $1",
 	1, {INT4OID}
 };
@@ -216,7 +219,7 @@ static bool
 plan_rotation(int32 id, Rotation *rotation)
 {
 	Window	   *window = &rotation->window;
-	Datum		values[3] = {Int32GetDatum(id)};
+	Datum		values[4] = {Int32GetDatum(id)};
 	bool		found = false;
 	bool		seal_last;
 	bool		seal_oldest;
@@ -256,6 +259,9 @@ plan_rotation(int32 id, Rotation *rotation)
 	{
 		values[1] = BoolGetDatum(seal_last);
 		values[2] = BoolGetDatum(seal_oldest);
+		/* what is sealed and empty stays so until it is the current part again */
+		values[3] = BoolGetDatum(seal_last &&
+								 part_is_empty(window->parts[WINDOW_LAST(window->turn)]));
 		(void) plans_execute(&seal, values, NULL);
 		CacheInvalidateRelcacheByRelid(catalog_inbox()->inbox_window);
 		if (seal_last)
@@ -268,8 +274,10 @@ plan_rotation(int32 id, Rotation *rotation)
 	if (!window->oldest_is_empty)
 		rotation->empty = part_is_empty(window->parts[WINDOW_OLDEST(window->turn)]) ||
 			oldest_is_beyond(window, now);
+	/* an idle one goes on as long as it is not known to be without entries of others */
 	rotation->turn = window->last_sealed_at != DT_NOBEGIN &&
-		(!part_is_empty(window->parts[WINDOW_CURRENT(window->turn)]) ||
+		(window->is_shared ||
+		 !part_is_empty(window->parts[WINDOW_CURRENT(window->turn)]) ||
 		 !part_is_empty(window->parts[WINDOW_LAST(window->turn)])) &&
 		current_has_served(window, now);
 	return true;
@@ -315,7 +323,8 @@ carry_out(Rotation *rotation)
 }
 
 /*
- * Does what is to be done with all windows, or with one, as the owner.  *more,
+ * Does what is to be done with all windows, or with one, as the owner; and with
+ * window 0, if others have to look into it as long as it does not go on.  *more,
  * if wanted: is there a part left that could not be sealed?
  */
 static int
@@ -325,6 +334,7 @@ rotate(int32 only, bool all, bool *more)
 	Rotation   *rotations;
 	int32	   *ids;
 	int			count;
+	bool		shared;
 	int			planned = 0;
 	int			emptied = 0;
 	Oid			saved_user;
@@ -337,13 +347,14 @@ rotate(int32 only, bool all, bool *more)
 						   SECURITY_RESTRICTED_OPERATION);
 	guc_level = plans_connect();
 	count = window_count();
+	shared = window_at(0)->is_shared;
 	ids = palloc(sizeof(int32) * count);
 	rotations = palloc(sizeof(Rotation) * count);
 	for (int i = 0; i < count; i++)
 		ids[i] = window_at(i)->id;
 	for (int i = 0; i < count; i++)
 	{
-		if ((!all && ids[i] != only) || !try_window(ids[i]))
+		if (!(all || ids[i] == only || (shared && ids[i] == 0)) || !try_window(ids[i]))
 			continue;
 		/* what the one before has done is committed, and so is known */
 		AcceptInvalidationMessages();

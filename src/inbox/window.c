@@ -8,7 +8,8 @@
  * all of them, and read anew when PostgreSQL says that inbox_window has changed:
  * whoever changes it, or inbox_turn, sends a relation cache message for it.
  *
- * Lock order: class LOCK_CLASS_INBOX, key INBOX_LOCK_WINDOWS, then the tables.
+ * Lock order: class LOCK_CLASS_INBOX, key INBOX_LOCK_WINDOWS, that of window 0,
+ * then the tables.
  */
 #include "postgres.h"
 
@@ -61,8 +62,8 @@ static Oid	window_relid = InvalidOid;
 static MemoryContext context = NULL;
 
 static Statement set_default = {
-	"INSERT INTO event_store.inbox_window (id, consumer, keep_for, keep_count, shared_until)"
-	" VALUES (0, '', $1, $2, '-infinity')"
+	"INSERT INTO event_store.inbox_window (id, consumer, keep_for, keep_count, shared_turn)"
+	" VALUES (0, '', $1, $2, 0)"
 	" ON CONFLICT (id) DO UPDATE SET keep_for = $1, keep_count = $2",
 	2, {INTERVALOID, INT8OID}
 };
@@ -77,9 +78,9 @@ static Statement set_window = {
 };
 
 static Statement add_window = {
-	"INSERT INTO event_store.inbox_window (id, consumer, keep_for, keep_count, shared_until)"
+	"INSERT INTO event_store.inbox_window (id, consumer, keep_for, keep_count, shared_turn)"
 	" VALUES ($4, $1, $2, $3, $5)",
-	5, {TEXTOID, INTERVALOID, INT8OID, INT4OID, TIMESTAMPTZOID}
+	5, {TEXTOID, INTERVALOID, INT8OID, INT4OID, INT4OID}
 };
 
 static Statement drop_window = {
@@ -159,7 +160,6 @@ read_windows(Snapshot snapshot, Window **list, int *n)
 
 	*list = palloc0(sizeof(Window) * room);
 	(*list)[0].keep_usec = DEFAULT_KEEP_DAYS * USECS_PER_DAY;
-	(*list)[0].shared_until = DT_NOBEGIN;
 	*n = 1;
 	probe_open(&probe, store->inbox_window, &store->inbox_window_index, AccessShareLock,
 			   snapshot, NULL, 0);
@@ -184,7 +184,7 @@ read_windows(Snapshot snapshot, Window **list, int *n)
 		window->consumer_len = VARSIZE_ANY_EXHDR(consumer);
 		window->consumer = pnstrdup(VARDATA_ANY(consumer), window->consumer_len);
 		read_keep(&probe, window);
-		window->shared_until = read_time(&probe, IW_SHARED_UNTIL);
+		window->shared_turn = probe_int32(&probe, IW_SHARED_TURN);
 	}
 	probe_close(&probe, false);
 }
@@ -208,9 +208,24 @@ read_turn(Window *window, Snapshot snapshot)
 		window->opened_at = read_time(&probe, IT_OPENED_AT);
 		window->last_sealed_at = read_time(&probe, IT_LAST_SEALED_AT);
 		window->oldest_sealed_at = read_time(&probe, IT_OLDEST_SEALED_AT);
+		window->last_is_empty = DatumGetBool(probe_value(&probe, IT_LAST_IS_EMPTY, &isnull));
 		window->oldest_is_empty = DatumGetBool(probe_value(&probe, IT_OLDEST_IS_EMPTY, &isnull));
 	}
 	probe_close(&probe, false);
+}
+
+/*
+ * May there be something in window 0 that was marked for the consumer before he
+ * had this one?  It is in the part that was the current one when this one was
+ * made, or in one before: not after two turns, and when what is the oldest part
+ * then has been emptied.
+ */
+static bool
+is_shared(const Window *window, const Window *shared)
+{
+	uint32		turns = (uint32) shared->turn - (uint32) window->shared_turn;
+
+	return turns < 2 || (turns == 2 && !shared->oldest_is_empty);
 }
 
 /*
@@ -273,6 +288,8 @@ load_windows(void)
 				list[i].keep_usec = list[0].keep_usec;
 				list[i].keep_count = list[0].keep_count;
 			}
+			list[i].is_shared = i > 0 && is_shared(&list[i], &list[0]);
+			list[0].is_shared |= list[i].is_shared;
 			for (int part = 0; part < INBOX_PARTS; part++)
 				list[i].parts[part] =
 					catalog_relation(psprintf("inbox_%d_%d", list[i].id, part));
@@ -432,20 +449,6 @@ drop_parts(int32 id)
 		plans_run_ddl("DROP TABLE event_store.inbox_%d_%d", id, part);
 }
 
-/* So long entries of window 0 may count for a consumer that leaves it now. */
-static TimestampTz
-shared_until(void)
-{
-	Window	   *shared;
-
-	load_windows();
-	shared = &windows[0];
-	if (shared->keep_count > 0)
-		return DT_NOEND;
-	/* who writes to window 0 may have begun before he hears of the new one */
-	return GetCurrentTimestamp() + shared->keep_usec + USECS_PER_DAY;
-}
-
 static void
 lock_windows(void)
 {
@@ -453,6 +456,21 @@ lock_windows(void)
 
 	locks_set_tag(&tag, LOCK_CLASS_INBOX, INBOX_LOCK_WINDOWS);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+}
+
+/*
+ * The turn of window 0, which has no other until this transaction has ended: who
+ * knows of another one then knows of what this one has made, too.
+ */
+static int32
+hold_turn(void)
+{
+	LOCKTAG		tag;
+
+	locks_set_tag(&tag, LOCK_CLASS_INBOX, 0);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	AcceptInvalidationMessages();
+	return window_find(NULL, 0)->turn;
 }
 
 Datum
@@ -496,7 +514,7 @@ event_store_set_dedup_window(PG_FUNCTION_ARGS)
 			int			saved_context;
 
 			values[3] = Int32GetDatum(id);
-			values[4] = TimestampTzGetDatum(shared_until());
+			values[4] = Int32GetDatum(hold_turn());
 			(void) plans_execute(&add_window, values, nulls);
 			GetUserIdAndSecContext(&saved_user, &saved_context);
 			SetUserIdAndSecContext(catalog_owner(store),
