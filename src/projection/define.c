@@ -368,6 +368,27 @@ projection_unlock(int32 id)
 	(void) LockRelease(&tag, ExclusiveLock, false);
 }
 
+/* Has this transaction locked it? */
+bool
+projection_has_lock(int32 id)
+{
+	LockData   *locks = GetLockStatusData();
+	bool		found = false;
+	LOCKTAG		tag;
+
+	set_tag(&tag, id, 0);
+	for (int i = 0; i < locks->nelements && !found; i++)
+	{
+		LockInstanceData *lock = &locks->locks[i];
+
+		found = lock->pid == MyProcPid && (lock->holdMask & LOCKBIT_ON(ExclusiveLock)) != 0 &&
+			memcmp(&lock->locktag, &tag, sizeof(LOCKTAG)) == 0;
+	}
+	pfree(locks->locks);
+	pfree(locks);
+	return found;
+}
+
 /*
  * Locks a key of an inline fold to the end of the transaction: of two that append
  * events for it the second goes on from what the first has left.
@@ -456,6 +477,8 @@ projection_write_checkpoint(Projection *projection, const Applied *applied)
 	values[6] = TimestampTzGetDatum(projection->rate_since);
 	rows_insert_small(catalog_store()->projection_checkpoint, values, NULL);
 	CommandCounterIncrement();
+	/* somebody may wait for it */
+	wake_at_end();
 	if (projection->version % CLEAN_EVERY == 0)
 	{
 		OwnerSwitch saved;
@@ -502,6 +525,7 @@ projection_write_error(Projection *projection, const ErrorData *error, int64 pos
 	if (stopped)
 		nulls[7] = 'n';
 	run_statement(&write_error, values, nulls);
+	wake_at_end();
 }
 
 void
@@ -1203,6 +1227,7 @@ projection_remove(Projection *projection)
 		rebuild_drop_tables(projection);
 	apply_forget(projection->id);
 	projection_void_lists();
+	wake_at_end();
 }
 
 Datum

@@ -124,6 +124,7 @@ extern void projection_void_lists(void);
 extern void projection_keep_appenders_out(void);
 extern bool projection_lock(int32 id, bool wait);
 extern void projection_unlock(int32 id);
+extern bool projection_has_lock(int32 id);
 extern void projection_lock_keys(int32 id, bool all);
 extern void projection_lock_key(int32 id, const char *key, int len);
 extern void projection_write_checkpoint(Projection *projection, const Applied *applied);
