@@ -72,6 +72,17 @@ SELECT fill('d-3', 9);
 SELECT event_store.take_snapshots();
 SELECT * FROM taken;
 
+-- an event has waited since it was recorded, not since it was looked at first; a snapshot begins that anew
+SELECT event_store.set_snapshot_policy('max(n)', '{w}', NULL, '1 s'), event_store.set_snapshot_policy('min(n)', '{v,w}', 100, '1 hour');
+SELECT fill('w-1', 1);
+SELECT pg_sleep(1.1);
+SELECT fill('w-1', 1), fill('v-1', 1), event_store.save_snapshot('w-1', 1, '1', fold => 'min(n)');
+SELECT event_store.take_snapshots();
+SELECT stream, fold, version FROM taken WHERE stream ~ '[vw]-';
+SELECT n.fold, s.name, n.due_at - interval '1 hour' = e.recorded_at AS since_recorded FROM event_store.snapshot_pending AS n
+	JOIN event_store.stream AS s ON s.id = n.stream_id JOIN event_store.events AS e ON e.stream = s.name AND e.version = event_store.stream_version(s.name) WHERE n.fold = 'min(n)' ORDER BY s.name;
+SELECT event_store.drop_snapshot_policy('max(n)'), event_store.drop_snapshot_policy('min(n)');
+
 -- an error in a fold keeps no other stream, nor policy, from its snapshots
 SELECT event_store.drop_snapshot_policy('count');
 CREATE FUNCTION fussy(state jsonb, event event_store.recorded_event) RETURNS jsonb LANGUAGE plpgsql AS $$
