@@ -68,7 +68,7 @@ PG_FUNCTION_INFO_V1(event_store_resume_projection);
 	" extract(epoch FROM p.refresh_every)::float8, p.on_error = 'skip', p.max_attempts," \
 	" extract(epoch FROM p.first_delay)::float8, p.delay_factor," \
 	" extract(epoch FROM p.max_delay)::float8," \
-	" p.tables, p.rebuilds, p.keep_old, p.since," \
+	" p.tables, p.rebuilds, p.keep_old, p.since, p.start_after," \
 	" c.version, c.position, c.applied, c.applied_at, c.rate, c.rate_since," \
 	" e.stopped, e.position, e.attempts, e.next_attempt_at" \
 	" FROM event_store.projection AS p" \
@@ -125,6 +125,12 @@ static Statement write_error = {
 
 static Statement clear_error = {
 	"DELETE FROM event_store.projection_error AS e WHERE e.projection_id = $1",
+	1, {INT4OID}
+};
+
+static Statement read_dead = {
+	"SELECT f.position FROM event_store.projection_failure AS f WHERE f.projection_id = $1"
+	" ORDER BY f.position",
 	1, {INT4OID}
 };
 
@@ -243,6 +249,7 @@ read_result(HeapTuple row, TupleDesc desc, Projection *projection)
 	projection->keep_old = DatumGetBool(NEXT);
 	NEXT;
 	projection->since = isnull ? 0 : (uint64) DatumGetInt64(value);
+	projection->start_after = DatumGetInt64(NEXT);
 	projection->version = DatumGetInt64(NEXT);
 	projection->position = DatumGetInt64(NEXT);
 	projection->applied = DatumGetInt64(NEXT);
@@ -555,6 +562,26 @@ projection_write_dead(Projection *projection, const ErrorData *error, int64 posi
 	values[5] = text_or_null(error->detail, &nulls[5]);
 	values[6] = text_or_null(error->context, &nulls[6]);
 	run_statement(&write_dead, values, nulls);
+}
+
+/* The positions that a projection has passed over, in ascending order. */
+int64 *
+projection_read_dead(const Projection *projection, int *count)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum		values[1] = {Int32GetDatum(projection->id)};
+	OwnerSwitch saved;
+	int64	   *positions;
+	bool		isnull;
+
+	owner_begin(&saved);
+	*count = (int) plans_execute(&read_dead, values, NULL);
+	positions = MemoryContextAllocHuge(context, sizeof(int64) * Max(*count, 1));
+	for (int i = 0; i < *count; i++)
+		positions[i] = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+												   1, &isnull));
+	owner_end(&saved);
+	return positions;
 }
 
 /*

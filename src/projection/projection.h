@@ -53,6 +53,8 @@ typedef struct Projection
 	uint64		since;			/* a transaction: of a rebuild, when it had caught up; of what was in
 								 * service before, when it was replaced; 0: neither */
 
+	int64		start_after;	/* a position: it knows nothing of the events before */
+
 	/* bounds of a batch */
 	int			batch_events;
 	int64		batch_size;		/* bytes */
@@ -133,6 +135,7 @@ extern void projection_write_error(Projection *projection, const ErrorData *erro
 extern void projection_clear_error(Projection *projection);
 extern void projection_write_dead(Projection *projection, const ErrorData *error,
 								  int64 position);
+extern int64 *projection_read_dead(const Projection *projection, int *count);
 extern Projection *projection_inline_list(int *count);
 extern bool projection_any_asynchronous(void);
 extern void projection_copy(Projection *copy, const Projection *projection);

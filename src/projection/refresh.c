@@ -81,9 +81,12 @@ typedef struct LogSource
 	EventSource source;
 	Reader	   *reader;
 	const NameList *types;		/* to be looked at here; NULL: the reader does */
+	int64		after;			/* none up to here */
 	int64		last;			/* none beyond */
 	bool		has_until;
 	TimestampTz until;			/* recorded then or before */
+	int64	   *dead;			/* none of these positions, which ascend */
+	int			ndead;
 } LogSource;
 
 static bool
@@ -93,13 +96,23 @@ next_in_log(EventSource *source, Datum *values, bool *nulls)
 
 	while (reader_next(log->reader, values, nulls))
 	{
+		int64		position = DatumGetInt64(values[RE_POSITION]);
 		text	   *type;
 
-		if (DatumGetInt64(values[RE_POSITION]) > log->last)
+		if (position > log->last)
 			return false;
 		/* it never falls with position */
 		if (log->has_until && DatumGetTimestampTz(values[RE_RECORDED_AT]) > log->until)
 			return false;
+		if (position <= log->after)
+			continue;
+		while (log->ndead > 0 && log->dead[0] < position)
+		{
+			log->dead++;
+			log->ndead--;
+		}
+		if (log->ndead > 0 && log->dead[0] == position)
+			continue;
 		if (log->types == NULL)
 			return true;
 		type = DatumGetTextPP(values[RE_TYPE]);
@@ -951,12 +964,13 @@ live_state(const Projection *projection, text *key, bool *isnull)
 		request.max_count = PG_INT64_MAX;
 		memset(&log, 0, sizeof(log));
 		log.source.next = next_in_log;
+		log.after = projection->start_after;
 		log.last = PG_INT64_MAX;
 		log.types = projection->by_type ? &projection->types : NULL;
 		log.reader = reader_open(&request);
 	}
 	else
-		open_log(&log, projection, 0, false);
+		open_log(&log, projection, projection->start_after, false);
 	state = apply_live(projection, &log.source, key, isnull);
 	reader_close(log.reader);
 	return state;
@@ -989,7 +1003,7 @@ event_store_projection_state(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(state);
 }
 
-/* All states of a fold as of a time, folded from the first event. */
+/* All states of a fold as of a time, folded from the first event that it knows of. */
 Datum
 event_store_projection_as_of(PG_FUNCTION_ARGS)
 {
@@ -1009,7 +1023,8 @@ event_store_projection_as_of(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("time must not be NULL")));
 	InitMaterializedSRF(fcinfo, 0);
-	open_log(&log, &projection, 0, false);
+	open_log(&log, &projection, projection.start_after, false);
+	log.dead = projection_read_dead(&projection, &log.ndead);
 	log.has_until = true;
 	log.until = PG_GETARG_TIMESTAMPTZ(1);
 	apply_as_of(&projection, &log.source, result->setResult, result->setDesc);
