@@ -113,6 +113,32 @@ END $$;
 SELECT event_store.take_snapshots();
 SELECT * FROM taken WHERE fold LIKE '%fussy%';
 
+-- nor does one that pretends to be a cancel, which by itself ends all of it
+CREATE FUNCTION gives_up(state jsonb, event event_store.recorded_event) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+	IF event.stream = 'f-1' THEN
+		RAISE EXCEPTION 'given up' USING ERRCODE = '57014';
+	ELSIF event.stream = 'f-3' THEN
+		PERFORM pg_sleep(10);
+	END IF;
+	RETURN to_jsonb(event.version);
+END $$;
+SELECT event_store.set_snapshot_policy('gives_up', '{f}', 10);
+SELECT fill('f-1', 10), fill('f-2', 10);
+SET client_min_messages = error;
+SELECT event_store.take_snapshots();
+RESET client_min_messages;
+SELECT last_failed_stream, last_error FROM event_store.snapshot_policies WHERE fold ~ 'gives_up';
+SELECT fill('f-3', 10);
+SET statement_timeout = '200 ms';
+\set VERBOSITY terse
+SELECT event_store.take_snapshots();
+\set VERBOSITY default
+RESET statement_timeout;
+SELECT stream, version, state FROM taken WHERE stream ~ 'f-';
+SELECT event_store.drop_snapshot_policy('public.gives_up');
+DROP FUNCTION gives_up;
+
 -- by the worker's task, as the owner, with names that are qualified
 SELECT event_store.set_task(name, '1 day') FROM event_store.builtin_tasks();
 SELECT fill('e-1', 10);

@@ -172,9 +172,7 @@ trouble_of(const Projection *projection, const ErrorData *error)
 		case ERRCODE_TRANSACTION_ROLLBACK:
 			return IsolationUsesXactSnapshot() ? TROUBLE_CALLER : TROUBLE_PASSES;
 		case ERRCODE_OPERATOR_INTERVENTION:
-			/* a handler can raise it, too */
-			return error->funcname != NULL && strcmp(error->funcname, "ProcessInterrupts") == 0 ?
-				TROUBLE_CALLER : TROUBLE_EVENT;
+			return error_is_interrupt(error) ? TROUBLE_CALLER : TROUBLE_EVENT;
 		case ERRCODE_INSUFFICIENT_RESOURCES:
 			return TROUBLE_PASSES;
 		case ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION:

@@ -422,7 +422,7 @@ try_one(Work *work, text *stream, int64 max_events, int64 *taken)
 		RollbackAndReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
-		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		if (error_is_interrupt(error))
 			ReThrowError(error);
 		/* what a function remembers between calls may have been lost half-way */
 		if (work->fold_context != NULL)
