@@ -91,6 +91,10 @@ SELECT projection, string_agg(position || ' ' || sql_state || CASE WHEN projecti
 SELECT context ~ 'projection "fold", event at position 7, stream "a-1", version 3' AS context FROM event_store.projection_failures WHERE projection = 'fold' AND position = 7;
 SELECT count(*) FROM target;
 SELECT event_store.projection_state('fold', '1') = event_store.projection_state('fold of one', '1') AS same, jsonb_array_length(event_store.projection_state('fold', '1')) AS n, event_store.projection_state('sum', '1') AS sum;
+-- as of now they are what they have come to: without the events that they have passed over
+CREATE TABLE as_of_now AS SELECT p.name AS projection, a.* FROM (SELECT name FROM event_store.projections WHERE kind = 'fold' AND name <> 'strict') p, event_store.projection_as_of(p.name, 'infinity') a;
+SELECT count(DISTINCT projection) AS projections, (SELECT count(*) FROM as_of_now AS a FULL JOIN event_store.projection_states AS s USING (projection, key, state, version, position) WHERE a IS NULL OR s IS NULL) AS different FROM as_of_now;
+DROP TABLE as_of_now;
 SELECT count(event_store.drop_projection(name)) FROM event_store.projections;
 CREATE MATERIALIZED VIEW bad_view AS SELECT 1 / (40 - position) AS n FROM event_store.events WITH NO DATA;
 SELECT event_store.create_projection('view', 'matview', 'bad_view', max_attempts => 1);

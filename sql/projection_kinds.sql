@@ -140,6 +140,18 @@ SELECT count(*) FROM event_store.projection_as_of('then', '-infinity');
 SELECT raises($$SELECT * FROM event_store.projection_as_of('then', NULL)$$), raises($$SELECT * FROM event_store.projection_as_of('total', now())$$),
 	raises($$SELECT * FROM event_store.projection_as_of('none', now())$$);
 SELECT event_store.drop_projection('then');
+-- in each mode it begins behind the same position
+SELECT event_store.create_projection('late ' || mode || coalesce(' ' || key, ''), 'fold', 'count', mode, start_after => 12, key => key)
+  FROM unnest('{async,inline,live}'::text[]) mode, unnest('{NULL,type}'::text[]) key;
+SELECT event_store.refresh_projection('late async'), event_store.refresh_projection('late async type');
+SELECT FROM event_store.append('order-1', 'Paid', '{}');
+SELECT event_store.refresh_projection('late async'), event_store.refresh_projection('late async type');
+CREATE VIEW late AS SELECT p.name, e.key, e.n FROM event_store.projections AS p,
+	LATERAL (SELECT CASE WHEN p.key IS NULL THEN stream ELSE type END AS key, to_jsonb(count(*)) AS n FROM event_store.events WHERE position > 12 GROUP BY 1) AS e WHERE p.name ~ '^late';
+SELECT name, count(*) > 1 AS many, bool_and(event_store.projection_state(name, key) = n) AS state FROM late GROUP BY name ORDER BY name COLLATE "C";
+SELECT count(*) FROM (SELECT p.name, a.key, a.state FROM event_store.projections AS p, event_store.projection_as_of(p.name, 'infinity') AS a WHERE p.name ~ '^late' EXCEPT SELECT * FROM late) AS x;
+DROP VIEW late;
+SELECT count(event_store.drop_projection(name)) FROM event_store.projections WHERE name ~ '^late';
 
 -- all at once
 SELECT event_store.pause_projection('sums');

@@ -72,6 +72,17 @@ SELECT fill('d-3', 9);
 SELECT event_store.take_snapshots();
 SELECT * FROM taken;
 
+-- an event has waited since it was recorded, not since it was looked at first; a snapshot begins that anew
+SELECT event_store.set_snapshot_policy('max(n)', '{w}', NULL, '1 s'), event_store.set_snapshot_policy('min(n)', '{v,w}', 100, '1 hour');
+SELECT fill('w-1', 1);
+SELECT pg_sleep(1.1);
+SELECT fill('w-1', 1), fill('v-1', 1), event_store.save_snapshot('w-1', 1, '1', fold => 'min(n)');
+SELECT event_store.take_snapshots();
+SELECT stream, fold, version FROM taken WHERE stream ~ '[vw]-';
+SELECT n.fold, s.name, n.due_at - interval '1 hour' = e.recorded_at AS since_recorded FROM event_store.snapshot_pending AS n
+	JOIN event_store.stream AS s ON s.id = n.stream_id JOIN event_store.events AS e ON e.stream = s.name AND e.version = event_store.stream_version(s.name) WHERE n.fold = 'min(n)' ORDER BY s.name;
+SELECT event_store.drop_snapshot_policy('max(n)'), event_store.drop_snapshot_policy('min(n)');
+
 -- an error in a fold keeps no other stream, nor policy, from its snapshots
 SELECT event_store.drop_snapshot_policy('count');
 CREATE FUNCTION fussy(state jsonb, event event_store.recorded_event) RETURNS jsonb LANGUAGE plpgsql AS $$
@@ -101,6 +112,32 @@ BEGIN
 END $$;
 SELECT event_store.take_snapshots();
 SELECT * FROM taken WHERE fold LIKE '%fussy%';
+
+-- nor does one that pretends to be a cancel, which by itself ends all of it
+CREATE FUNCTION gives_up(state jsonb, event event_store.recorded_event) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+	IF event.stream = 'f-1' THEN
+		RAISE EXCEPTION 'given up' USING ERRCODE = '57014';
+	ELSIF event.stream = 'f-3' THEN
+		PERFORM pg_sleep(10);
+	END IF;
+	RETURN to_jsonb(event.version);
+END $$;
+SELECT event_store.set_snapshot_policy('gives_up', '{f}', 10);
+SELECT fill('f-1', 10), fill('f-2', 10);
+SET client_min_messages = error;
+SELECT event_store.take_snapshots();
+RESET client_min_messages;
+SELECT last_failed_stream, last_error FROM event_store.snapshot_policies WHERE fold ~ 'gives_up';
+SELECT fill('f-3', 10);
+SET statement_timeout = '200 ms';
+\set VERBOSITY terse
+SELECT event_store.take_snapshots();
+\set VERBOSITY default
+RESET statement_timeout;
+SELECT stream, version, state FROM taken WHERE stream ~ 'f-';
+SELECT event_store.drop_snapshot_policy('public.gives_up');
+DROP FUNCTION gives_up;
 
 -- by the worker's task, as the owner, with names that are qualified
 SELECT event_store.set_task(name, '1 day') FROM event_store.builtin_tasks();

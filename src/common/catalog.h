@@ -75,7 +75,8 @@ enum
 	SP_EVERY_EVENTS,
 	SP_KEEP,
 	SP_EVERY,
-	SP_CATEGORIES
+	SP_CATEGORIES,
+	SP_CREATED_AT
 };
 
 /* columns of event_store.inbox_window */

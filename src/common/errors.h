@@ -54,4 +54,12 @@
 /* there is one already */
 #define ERRCODE_VE_TRANSLATION_EXISTS		MAKE_SQLSTATE('V', 'E', '0', '2', '4')
 
+/* Was the server told to stop what it does?  Functions can raise the same codes. */
+static inline bool
+error_is_interrupt(const ErrorData *error)
+{
+	return ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION &&
+		error->funcname != NULL && strcmp(error->funcname, "ProcessInterrupts") == 0;
+}
+
 #endif

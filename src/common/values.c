@@ -90,7 +90,7 @@ double
 values_seconds(const Interval *interval)
 {
 	return interval->time / (double) USECS_PER_SEC + interval->day * 86400.0 +
-		interval->month * 30 * 86400.0;
+		interval->month * (30 * 86400.0);
 }
 
 /*

@@ -70,7 +70,7 @@ PG_FUNCTION_INFO_V1(event_store_resume_projection);
 	" extract(epoch FROM p.refresh_every)::float8, p.on_error = 'skip', p.max_attempts," \
 	" extract(epoch FROM p.first_delay)::float8, p.delay_factor," \
 	" extract(epoch FROM p.max_delay)::float8," \
-	" p.tables, p.rebuilds, p.keep_old, p.since," \
+	" p.tables, p.rebuilds, p.keep_old, p.since, p.start_after," \
 	" c.version, c.position, c.applied, c.applied_at, c.rate, c.rate_since," \
 	" e.stopped, e.position, e.attempts, e.next_attempt_at" \
 	" FROM event_store.projection AS p" \
@@ -123,6 +123,12 @@ static Statement write_error = {
 
 static Statement clear_error = {
 	"DELETE FROM event_store.projection_error AS e WHERE e.projection_id = $1",
+	1, {INT4OID}
+};
+
+static Statement read_dead = {
+	"SELECT f.position FROM event_store.projection_failure AS f WHERE f.projection_id = $1"
+	" ORDER BY f.position",
 	1, {INT4OID}
 };
 
@@ -241,6 +247,7 @@ read_result(HeapTuple row, TupleDesc desc, Projection *projection)
 	projection->keep_old = DatumGetBool(NEXT);
 	NEXT;
 	projection->since = isnull ? 0 : (uint64) DatumGetInt64(value);
+	projection->start_after = DatumGetInt64(NEXT);
 	projection->version = DatumGetInt64(NEXT);
 	projection->position = DatumGetInt64(NEXT);
 	projection->applied = DatumGetInt64(NEXT);
@@ -366,6 +373,27 @@ projection_unlock(int32 id)
 	(void) LockRelease(&tag, ExclusiveLock, false);
 }
 
+/* Has this transaction locked it? */
+bool
+projection_has_lock(int32 id)
+{
+	LockData   *locks = GetLockStatusData();
+	bool		found = false;
+	LOCKTAG		tag;
+
+	set_tag(&tag, id, 0);
+	for (int i = 0; i < locks->nelements && !found; i++)
+	{
+		LockInstanceData *lock = &locks->locks[i];
+
+		found = lock->pid == MyProcPid && (lock->holdMask & LOCKBIT_ON(ExclusiveLock)) != 0 &&
+			memcmp(&lock->locktag, &tag, sizeof(LOCKTAG)) == 0;
+	}
+	pfree(locks->locks);
+	pfree(locks);
+	return found;
+}
+
 /*
  * Locks a key of an inline fold to the end of the transaction: of two that append
  * events for it the second goes on from what the first has left.
@@ -454,6 +482,8 @@ projection_write_checkpoint(Projection *projection, const Applied *applied)
 	values[6] = TimestampTzGetDatum(projection->rate_since);
 	rows_insert_small(catalog_consumers()->projection_checkpoint, values, NULL);
 	CommandCounterIncrement();
+	/* somebody may wait for it */
+	wake_at_end();
 	if (projection->version % CLEAN_EVERY == 0)
 	{
 		OwnerSwitch saved;
@@ -500,6 +530,7 @@ projection_write_error(Projection *projection, const ErrorData *error, int64 pos
 	if (stopped)
 		nulls[7] = 'n';
 	run_statement(&write_error, values, nulls);
+	wake_at_end();
 }
 
 void
@@ -529,6 +560,26 @@ projection_write_dead(Projection *projection, const ErrorData *error, int64 posi
 	values[5] = text_or_null(error->detail, &nulls[5]);
 	values[6] = text_or_null(error->context, &nulls[6]);
 	run_statement(&write_dead, values, nulls);
+}
+
+/* The positions that a projection has passed over, in ascending order. */
+int64 *
+projection_read_dead(const Projection *projection, int *count)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum		values[1] = {Int32GetDatum(projection->id)};
+	OwnerSwitch saved;
+	int64	   *positions;
+	bool		isnull;
+
+	owner_begin(&saved);
+	*count = (int) plans_execute(&read_dead, values, NULL);
+	positions = MemoryContextAllocHuge(context, sizeof(int64) * Max(*count, 1));
+	for (int i = 0; i < *count; i++)
+		positions[i] = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+												   1, &isnull));
+	owner_end(&saved);
+	return positions;
 }
 
 /*
@@ -1238,6 +1289,7 @@ projection_remove(Projection *projection)
 		rebuild_drop_tables(projection);
 	apply_forget(projection->id);
 	projection_void_lists();
+	wake_at_end();
 }
 
 Datum

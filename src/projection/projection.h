@@ -53,6 +53,8 @@ typedef struct Projection
 	uint64		since;			/* a transaction: of a rebuild, when it had caught up; of what was in
 								 * service before, when it was replaced; 0: neither */
 
+	int64		start_after;	/* a position: it knows nothing of the events before */
+
 	/* bounds of a batch */
 	int			batch_events;
 	int64		batch_size;		/* bytes */
@@ -124,6 +126,7 @@ extern void projection_void_lists(void);
 extern void projection_keep_appenders_out(void);
 extern bool projection_lock(int32 id, bool wait);
 extern void projection_unlock(int32 id);
+extern bool projection_has_lock(int32 id);
 extern void projection_lock_keys(int32 id, bool all);
 extern void projection_lock_key(int32 id, const char *key, int len);
 extern void projection_write_checkpoint(Projection *projection, const Applied *applied);
@@ -132,6 +135,7 @@ extern void projection_write_error(Projection *projection, const ErrorData *erro
 extern void projection_clear_error(Projection *projection);
 extern void projection_write_dead(Projection *projection, const ErrorData *error,
 								  int64 position);
+extern int64 *projection_read_dead(const Projection *projection, int *count);
 extern Projection *projection_inline_list(int *count);
 extern bool projection_any_asynchronous(void);
 extern void projection_copy(Projection *copy, const Projection *projection);

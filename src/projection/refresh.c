@@ -81,9 +81,12 @@ typedef struct LogSource
 	EventSource source;
 	Reader	   *reader;
 	const NameList *types;		/* to be looked at here; NULL: the reader does */
+	int64		after;			/* none up to here */
 	int64		last;			/* none beyond */
 	bool		has_until;
 	TimestampTz until;			/* recorded then or before */
+	int64	   *dead;			/* none of these positions, which ascend */
+	int			ndead;
 } LogSource;
 
 static bool
@@ -93,13 +96,23 @@ next_in_log(EventSource *source, Datum *values, bool *nulls)
 
 	while (reader_next(log->reader, values, nulls))
 	{
+		int64		position = DatumGetInt64(values[RE_POSITION]);
 		text	   *type;
 
-		if (DatumGetInt64(values[RE_POSITION]) > log->last)
+		if (position > log->last)
 			return false;
 		/* it never falls with position */
 		if (log->has_until && DatumGetTimestampTz(values[RE_RECORDED_AT]) > log->until)
 			return false;
+		if (position <= log->after)
+			continue;
+		while (log->ndead > 0 && log->dead[0] < position)
+		{
+			log->dead++;
+			log->ndead--;
+		}
+		if (log->ndead > 0 && log->dead[0] == position)
+			continue;
 		if (log->types == NULL)
 			return true;
 		type = DatumGetTextPP(values[RE_TYPE]);
@@ -159,9 +172,7 @@ trouble_of(const Projection *projection, const ErrorData *error)
 		case ERRCODE_TRANSACTION_ROLLBACK:
 			return IsolationUsesXactSnapshot() ? TROUBLE_CALLER : TROUBLE_PASSES;
 		case ERRCODE_OPERATOR_INTERVENTION:
-			/* a handler can raise it, too */
-			return error->funcname != NULL && strcmp(error->funcname, "ProcessInterrupts") == 0 ?
-				TROUBLE_CALLER : TROUBLE_EVENT;
+			return error_is_interrupt(error) ? TROUBLE_CALLER : TROUBLE_EVENT;
 		case ERRCODE_INSUFFICIENT_RESOURCES:
 			return TROUBLE_PASSES;
 		case ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION:
@@ -616,8 +627,6 @@ event_store_refresh_projection(PG_FUNCTION_ARGS)
 		progress = false;
 	}
 	PG_END_TRY();
-	if (total > 0)
-		wake_at_end();
 	PG_RETURN_INT64(total);
 }
 
@@ -669,7 +678,6 @@ event_store_catch_up_projection(PG_FUNCTION_ARGS)
 			progress = false;
 		}
 		PG_END_TRY();
-		wake_at_end();
 		MemoryContextSwitchTo(saved);
 		SPI_commit();
 	}
@@ -730,7 +738,6 @@ refresh_all(int64 time)
 {
 	MemoryContext context = CurrentMemoryContext;
 	TimestampTz start = GetCurrentTimestamp();
-	int64		total = 0;
 	OwnerSwitch saved;
 	text	  **names;
 	int			count;
@@ -769,12 +776,9 @@ refresh_all(int64 time)
 				take_place(&projection);
 			more |= again;
 		}
-		total += applied;
 		CHECK_FOR_INTERRUPTS();
 	}
 	tidy_all();
-	if (total > 0)
-		wake_at_end();
 	return more;
 }
 
@@ -822,31 +826,58 @@ refresh_init(void)
 
 /* Has a projection passed a position, as of now? */
 static bool
-has_passed(text *name, int64 position)
+has_passed(text *name, int64 position, Projection *projection)
 {
-	Projection	projection;
 	LogSource	log;
 	Datum		values[RE_NATTS];
 	bool		nulls[RE_NATTS];
 	bool		passed;
 
-	projection_read_latest(name, &projection);
-	if (projection.mode != PROJECTION_ASYNC || projection.position >= position)
+	projection_read_latest(name, projection);
+	if (projection->mode != PROJECTION_ASYNC || projection->position >= position)
 		return true;
-	if (projection.stopped)
+	if (projection->stopped)
 		ereport(ERROR,
 				(errcode(ERRCODE_VE_PROJECTION_FAILED),
-				 errmsg("projection \"%s\" has stopped at position %lld", projection.name,
-						(long long) projection.failed_position),
+				 errmsg("projection \"%s\" has stopped at position %lld", projection->name,
+						(long long) projection->failed_position),
 				 errhint("See event_store.projections for the error; resume_projection() lets it try again.")));
-	/* of what lies between, nothing may be of its filter; an old snapshot would not show it */
-	if (settled_mark() < position || IsolationUsesXactSnapshot())
+	/* of what lies between, nothing may be of its filter */
+	if (settled_mark() < position)
 		return false;
-	open_log(&log, &projection, projection.position, true);
+	/* for the reader: in REPEATABLE READ, too, it shows all up to the mark */
+	PushActiveSnapshot(GetLatestSnapshot());
+	open_log(&log, projection, projection->position, true);
 	passed = !log.source.next(&log.source, values, nulls) ||
 		DatumGetInt64(values[RE_POSITION]) > position;
 	reader_close(log.reader);
+	PopActiveSnapshot();
 	return passed;
+}
+
+/*
+ * Who waits for what his own transaction keeps from happening would wait for ever:
+ * for the mark to pass events that it has appended, or for a refresh of what it has
+ * locked.
+ */
+static void
+refuse_own(const Projection *projection, int64 position)
+{
+	int64		bound = settled_own_bound();
+	const char *why;
+
+	if (bound != 0 && position >= bound && settled_mark() < position)
+		why = "The transaction has appended events itself.";
+	else if (projection_has_lock(projection->id))
+		why = "The transaction refreshes the projection itself, or changes it.";
+	else
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+			 errmsg("projection \"%s\" cannot pass position %lld before the end of this transaction",
+					projection->name, (long long) position),
+			 errdetail_internal("%s", why),
+			 errhint("Wait in the next transaction.")));
 }
 
 Datum
@@ -856,6 +887,7 @@ event_store_wait_for_projection(PG_FUNCTION_ARGS)
 	int64		position;
 	TimestampTz until = DT_NOEND;
 	bool		passed;
+	bool		waits = false;
 
 	catalog_require_read(catalog_store());
 	name = projection_name_argument(fcinfo, 0);
@@ -874,18 +906,23 @@ event_store_wait_for_projection(PG_FUNCTION_ARGS)
 	wake_begin_wait();
 	for (;;)
 	{
+		Projection	projection;
 		TimestampTz now;
 		int64		timeout;
 
 		PushActiveSnapshot(GetLatestSnapshot());
-		passed = has_passed(name, position);
+		passed = has_passed(name, position, &projection);
 		PopActiveSnapshot();
 		now = GetCurrentTimestamp();
 		if (passed || now >= until)
 			break;
+		if (!waits)
+			refuse_own(&projection, position);
+		waits = true;
 		timeout = guc_look_interval;
 		if (until != DT_NOEND)
 			timeout = Min(timeout, (until - now) / 1000 + 1);
+		poll_let_go(fcinfo);
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 (long) timeout, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
@@ -925,12 +962,13 @@ live_state(const Projection *projection, text *key, bool *isnull)
 		request.max_count = PG_INT64_MAX;
 		memset(&log, 0, sizeof(log));
 		log.source.next = next_in_log;
+		log.after = projection->start_after;
 		log.last = PG_INT64_MAX;
 		log.types = projection->by_type ? &projection->types : NULL;
 		log.reader = reader_open(&request);
 	}
 	else
-		open_log(&log, projection, 0, false);
+		open_log(&log, projection, projection->start_after, false);
 	state = apply_live(projection, &log.source, key, isnull);
 	reader_close(log.reader);
 	return state;
@@ -963,7 +1001,7 @@ event_store_projection_state(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(state);
 }
 
-/* All states of a fold as of a time, folded from the first event. */
+/* All states of a fold as of a time, folded from the first event that it knows of. */
 Datum
 event_store_projection_as_of(PG_FUNCTION_ARGS)
 {
@@ -983,7 +1021,8 @@ event_store_projection_as_of(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_VE_INVALID_ARGUMENT),
 				 errmsg("time must not be NULL")));
 	InitMaterializedSRF(fcinfo, 0);
-	open_log(&log, &projection, 0, false);
+	open_log(&log, &projection, projection.start_after, false);
+	log.dead = projection_read_dead(&projection, &log.ndead);
 	log.has_until = true;
 	log.until = PG_GETARG_TIMESTAMPTZ(1);
 	apply_as_of(&projection, &log.source, result->setResult, result->setDesc);

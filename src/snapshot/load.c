@@ -77,7 +77,7 @@ load_open(const Datum *values, const bool *nulls)
 	{
 		SnapshotPolicy policy;
 
-		if (policy_find(key.fold, &policy))
+		if (policy_find(key.fold, &policy, GetActiveSnapshot()))
 			key.schema_version = policy.schema_version;
 	}
 

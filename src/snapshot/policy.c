@@ -4,9 +4,15 @@
  *
  * A policy is a row of snapshot_policy, which changes when somebody sets it; what
  * becomes of it stands in snapshot_progress, which changes whenever
- * take_snapshots() has done something.  Who changes a policy, and who works by it, locks it (LOCK_CLASS_SNAPSHOT, by
- * hash of the fold) to the end of the transaction; the latter does not wait.
- * state_at() only reads it.
+ * take_snapshots() has done something.  All who have to do with a policy lock it
+ * (LOCK_CLASS_SNAPSHOT, by hash of the fold) to the end of the transaction:
+ *
+ *	ExclusiveLock				who changes it; waits
+ *	ShareUpdateExclusiveLock	take_snapshots(), for one at a time; does not wait
+ *	RowShareLock				state_at(), when it saves; does not wait
+ *
+ * So who has changed it knows that nothing is saved any more by what it was before,
+ * and that all that was shows.
  *
  * A policy belongs to the owner of the store: take_snapshots() calls its fold as
  * that.
@@ -18,6 +24,7 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -81,18 +88,51 @@ policy_lock(const text *fold)
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 }
 
-bool
-policy_try_lock(const text *fold)
+static bool
+try_lock(const text *fold, LOCKMODE mode)
 {
 	LOCKTAG		tag;
 
 	set_lock_tag(&tag, fold);
-	return LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL;
+	return LockAcquire(&tag, mode, false, true) != LOCKACQUIRE_NOT_AVAIL;
 }
 
-/* The policy of a fold, as the statement sees it. */
+/* For who takes snapshots by it. */
 bool
-policy_find(text *fold, SnapshotPolicy *policy)
+policy_try_lock(const text *fold)
+{
+	if (!try_lock(fold, ShareUpdateExclusiveLock))
+		return false;
+	/* the function that goes with it may have been changed in the same transaction */
+	AcceptInvalidationMessages();
+	return true;
+}
+
+/* For who saves a single one: the policy as it is now. */
+bool
+policy_find_locked(text *fold, SnapshotPolicy *policy)
+{
+	return try_lock(fold, RowShareLock) && policy_find_latest(fold, policy);
+}
+
+/*
+ * The policy of a fold as of now, whatever the transaction's snapshot: functions are
+ * what they are now, too.  A function that is called from here on is at least as new.
+ */
+bool
+policy_find_latest(text *fold, SnapshotPolicy *policy)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	bool		found = policy_find(fold, policy, snapshot);
+
+	UnregisterSnapshot(snapshot);
+	AcceptInvalidationMessages();
+	return found;
+}
+
+/* The policy of a fold, as a snapshot sees it. */
+bool
+policy_find(text *fold, SnapshotPolicy *policy, Snapshot snapshot)
 {
 	const Store *store = catalog_snapshots();
 	ScanKeyData key;
@@ -101,23 +141,35 @@ policy_find(text *fold, SnapshotPolicy *policy)
 
 	key_text(&key, 1, BTEqualStrategyNumber, PointerGetDatum(fold));
 	probe_open(&probe, store->snapshot_policy, &store->snapshot_policy_index,
-			   AccessShareLock, GetActiveSnapshot(), &key, 1);
+			   AccessShareLock, snapshot, &key, 1);
 	found = probe_next(&probe, ForwardScanDirection);
 	if (found)
 	{
 		bool		isnull;
-		Datum		categories = probe_value(&probe, SP_CATEGORIES, &isnull);
+		Datum		categories;
 
 		policy->schema_version = probe_int32(&probe, SP_SCHEMA_VERSION);
 		policy->every_events = probe_int32(&probe, SP_EVERY_EVENTS);
 		policy->keep = probe_int32(&probe, SP_KEEP);
+		policy->created_at = DatumGetTimestampTz(probe_value(&probe, SP_CREATED_AT, &isnull));
 		policy->categories.count = 0;
 		policy->categories.names = NULL;
+		categories = probe_value(&probe, SP_CATEGORIES, &isnull);
 		if (!isnull)
 			policy->categories = values_name_list(categories);
 	}
 	probe_close(&probe, false);
 	return found;
+}
+
+/*
+ * Are the snapshots of the one worth as much by the other?  Who drops a policy, and
+ * with it its snapshots, may set one with the same schema version anew.
+ */
+bool
+policy_is_same(const SnapshotPolicy *one, const SnapshotPolicy *other)
+{
+	return one->schema_version == other->schema_version && one->created_at == other->created_at;
 }
 
 bool

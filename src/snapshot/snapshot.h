@@ -64,6 +64,7 @@ typedef struct SnapshotPolicy
 	int32		schema_version;
 	int32		every_events;
 	int32		keep;
+	TimestampTz created_at;		/* another one: it was dropped, and set anew */
 	NameList	categories;		/* names NULL: all */
 } SnapshotPolicy;
 
@@ -82,7 +83,10 @@ extern int64 saved_sweep(const text *fold, int32 schema_version, int64 after_str
 						 bool *finished);
 
 /* policy.c */
-extern bool policy_find(text *fold, SnapshotPolicy *policy);
+extern bool policy_find(text *fold, SnapshotPolicy *policy, Snapshot snapshot);
+extern bool policy_find_latest(text *fold, SnapshotPolicy *policy);
+extern bool policy_find_locked(text *fold, SnapshotPolicy *policy);
+extern bool policy_is_same(const SnapshotPolicy *one, const SnapshotPolicy *other);
 extern bool policy_has_stream(const SnapshotPolicy *policy, const text *stream);
 extern void policy_lock(const text *fold);
 extern bool policy_try_lock(const text *fold);

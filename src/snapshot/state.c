@@ -9,6 +9,11 @@
  *
  * Snapshot and events are read by one snapshot of the database.  The state is
  * that of a version: the answer does not depend on which snapshots there are.
+ *
+ * A function is called as it is now, in a transaction with an old snapshot, too; so
+ * what schema version its states have is looked up as of now, before the first call
+ * and after the last.  If it is another one by then, the stream is folded once more.
+ * Nothing is saved by a policy that is being changed, or has been since.
  */
 #include "postgres.h"
 
@@ -142,15 +147,27 @@ may_save(void)
 		compat_function_aclcheck(function, GetUserId()) == ACLCHECK_OK;
 }
 
+/* Does a policy want what was folded? */
+static bool
+is_wanted(const SnapshotPolicy *policy, int32 schema_version, const FoldedState *state,
+		  const text *stream)
+{
+	return schema_version == policy->schema_version && state->folded >= policy->every_events &&
+		policy_has_stream(policy, stream);
+}
+
 Datum
 event_store_state_at(PG_FUNCTION_ARGS)
 {
 	StateBounds bounds = {0};
-	SnapshotPolicy policy;
+	SnapshotPolicy policy = {0};
+	SnapshotPolicy now = {0};
 	bool		has_policy;
-	int32		schema_version = 1;
+	bool		has_changed;
+	int32		schema_version;
 	FoldedState state;
 	text	   *stream;
+	text	   *name;
 	Fold	   *fold;
 
 	catalog_require_read(catalog_store());
@@ -174,20 +191,37 @@ event_store_state_at(PG_FUNCTION_ARGS)
 		bounds.until_time = PG_GETARG_TIMESTAMPTZ(3);
 	bounds.max_events = PG_INT64_MAX;
 	fold = fold_open(PG_GETARG_TEXT_PP(1), CurrentMemoryContext);
-	has_policy = policy_find(cstring_to_text(fold_name(fold)), &policy);
-	if (has_policy)
-		schema_version = policy.schema_version;
+	name = cstring_to_text(fold_name(fold));
 	if (!PG_ARGISNULL(4))
-	{
-		schema_version = PG_GETARG_INT32(4);
-		input_schema_version(schema_version);
-	}
+		input_schema_version(PG_GETARG_INT32(4));
 
-	state_fold(stream, fold, schema_version, &bounds, &state);
-	if (has_policy && schema_version == policy.schema_version &&
-		state.folded >= policy.every_events && policy_has_stream(&policy, stream) &&
-		may_save())
-		(void) state_save(fold, schema_version, policy.keep, &state);
+	has_policy = policy_find_latest(name, &policy);
+	do
+	{
+		/* it may have been replaced together with its policy */
+		if (has_policy)
+		{
+			fold_close(fold);
+			fold = fold_open(name, CurrentMemoryContext);
+		}
+		schema_version = !PG_ARGISNULL(4) ? PG_GETARG_INT32(4) :
+			has_policy ? policy.schema_version : 1;
+		state_fold(stream, fold, schema_version, &bounds, &state);
+		has_changed = false;
+		if (PG_ARGISNULL(4) && state.begun_at > 0)
+		{
+			bool		had_policy = has_policy;
+
+			has_policy = policy_find_latest(name, &now);
+			has_changed = has_policy != had_policy ||
+				(has_policy && !policy_is_same(&policy, &now));
+			policy = now;
+		}
+	} while (has_changed);
+	if (has_policy && is_wanted(&policy, schema_version, &state, stream) && may_save() &&
+		policy_find_locked(name, &now) && policy_is_same(&policy, &now) &&
+		is_wanted(&now, schema_version, &state, stream))
+		(void) state_save(fold, schema_version, now.keep, &state);
 	fold_close(fold);
 	if (state.isnull)
 		PG_RETURN_NULL();

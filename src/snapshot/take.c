@@ -7,7 +7,8 @@
  * 1. snapshots of other schema versions are removed, if the policy has changed;
  * 2. events are read from its checkpoint on, at most so many, to the settled mark;
  *	  streams that have every_events behind their newest snapshot are noted as
- *	  due at once, others, where the policy says a time, as due after that;
+ *	  due at once, others, where the policy says a time, as due so long after the
+ *	  first event that it does not have was recorded;
  * 3. streams that are due are folded, and saved, while the budget of events lasts.
  *
  * The checkpoint moves on with the notes, so a stream that is not folded this time
@@ -61,11 +62,10 @@ static Statement read_policy = {
 
 static Statement note_streams = {
 	"INSERT INTO event_store.snapshot_pending AS n (fold, stream_id, due_at)"
-	" SELECT $1, u.stream_id, $4 + u.delay * interval '1 second'"
-	" FROM unnest($2, $3) AS u (stream_id, delay)"
+	" SELECT $1, u.stream_id, u.due_at FROM unnest($2, $3) AS u (stream_id, due_at)"
 	" ON CONFLICT (fold, stream_id) DO UPDATE SET due_at = excluded.due_at"
 	" WHERE excluded.due_at < n.due_at AND n.attempts = 0",
-	4, {TEXTOID, INT8ARRAYOID, FLOAT8ARRAYOID, TIMESTAMPTZOID}
+	3, {TEXTOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID}
 };
 
 static Statement set_checkpoint = {
@@ -131,7 +131,10 @@ typedef struct Work
 typedef struct Touched
 {
 	int64		stream_id;
-	int32		version;		/* of the last one read */
+	int32		first_version;	/* of those that were read */
+	int32		version;		/* of the last */
+	TimestampTz first_at;		/* when they were recorded */
+	TimestampTz at;
 } Touched;
 
 static uint64
@@ -253,9 +256,16 @@ read_touched(Work *work, int64 max_events, int64 *last_position)
 	while (reader_next(reader, values, nulls))
 	{
 		int64		stream_id = reader_stream_id(reader);
-		Touched    *entry = hash_search(touched, &stream_id, HASH_ENTER, NULL);
+		bool		known;
+		Touched    *entry = hash_search(touched, &stream_id, HASH_ENTER, &known);
 
 		entry->version = DatumGetInt32(values[RE_VERSION]);
+		entry->at = DatumGetTimestampTz(values[RE_RECORDED_AT]);
+		if (!known)
+		{
+			entry->first_version = entry->version;
+			entry->first_at = entry->at;
+		}
 		*last_position = DatumGetInt64(values[RE_POSITION]);
 		CHECK_FOR_INTERRUPTS();
 	}
@@ -273,31 +283,39 @@ note_touched(Work *work, int64 max_events)
 	Snapshot	snapshot;
 	StateKey	key;
 	Datum	   *streams;
-	Datum	   *delays;
-	Datum		values[4];
+	Datum	   *times;
+	Datum		values[3];
+	TimestampTz now = GetCurrentTimestamp();
 	int			count = 0;
 
 	if (last_position == work->checkpoint)
 		return;
 	streams = palloc(sizeof(Datum) * hash_get_num_entries(touched));
-	delays = palloc(sizeof(Datum) * hash_get_num_entries(touched));
+	times = palloc(sizeof(Datum) * hash_get_num_entries(touched));
 	key.fold = work->fold_name;
 	key.schema_version = work->policy.schema_version;
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	hash_seq_init(&status, touched);
 	while ((entry = hash_seq_search(&status)) != NULL)
 	{
+		int32		saved_version;
 		int64		since;
+		TimestampTz due_at = now;
 
 		/* most streams are short, and are not looked up */
 		if (!work->has_every && entry->version < work->policy.every_events)
 			continue;
 		key.stream_id = entry->stream_id;
-		since = (int64) entry->version - saved_newest_version(&key, snapshot);
+		saved_version = saved_newest_version(&key, snapshot);
+		since = (int64) entry->version - saved_version;
 		if (since < 1 || (!work->has_every && since < work->policy.every_events))
 			continue;
+		/* for which the first waits that it does not have; not later than the last */
+		if (since < work->policy.every_events)
+			due_at = (saved_version < entry->first_version ? entry->first_at : entry->at) +
+				(int64) (work->every * USECS_PER_SEC);
 		streams[count] = Int64GetDatum(entry->stream_id);
-		delays[count++] = Float8GetDatum(since >= work->policy.every_events ? 0 : work->every);
+		times[count++] = TimestampTzGetDatum(due_at);
 		CHECK_FOR_INTERRUPTS();
 	}
 	UnregisterSnapshot(snapshot);
@@ -306,9 +324,9 @@ note_touched(Work *work, int64 max_events)
 	{
 		values[1] = PointerGetDatum(construct_array(streams, count, INT8OID, sizeof(int64),
 													FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-		values[2] = PointerGetDatum(construct_array(delays, count, FLOAT8OID, sizeof(float8),
-													FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-		values[3] = TimestampTzGetDatum(GetCurrentTimestamp());
+		values[2] = PointerGetDatum(construct_array(times, count, TIMESTAMPTZOID,
+													sizeof(TimestampTz), FLOAT8PASSBYVAL,
+													TYPALIGN_DOUBLE));
 		(void) run(&note_streams, values, NULL);
 	}
 	values[1] = Int64GetDatum(last_position);
@@ -404,7 +422,7 @@ try_one(Work *work, text *stream, int64 max_events, int64 *taken)
 		RollbackAndReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
-		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		if (error_is_interrupt(error))
 			ReThrowError(error);
 		/* what a function remembers between calls may have been lost half-way */
 		if (work->fold_context != NULL)

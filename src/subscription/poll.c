@@ -479,17 +479,43 @@ poll_is_alone(ReturnSetInfo *result)
 	return true;
 }
 
-/*
- * May the transaction be without a snapshot while it waits?  If its snapshot is the
- * only one, and nothing is read by it any more.
- */
+/* The same of a function that returns a value: nothing but SELECT function(…). */
 static bool
-needs_no_snapshot(ReturnSetInfo *result)
+is_alone_as_value(const FmgrInfo *function)
 {
-	if (!poll_is_alone(result))
+	QueryDesc  *query = ActivePortal == NULL ? NULL : ActivePortal->queryDesc;
+	Plan	   *plan;
+
+	if (query == NULL || ActivePortal->name[0] != '\0' || query->operation != CMD_SELECT ||
+		query->plannedstmt->subplans != NIL)
 		return false;
+	plan = query->plannedstmt->planTree;
+	return IsA(plan, Result) && outerPlan(plan) == NULL && plan->qual == NIL &&
+		castNode(Result, plan)->resconstantqual == NULL && list_length(plan->targetlist) == 1 &&
+		(Node *) linitial_node(TargetEntry, plan->targetlist)->expr == function->fn_expr;
+}
+
+/* Is a transaction's snapshot the only one? */
+static bool
+has_no_other_snapshot(void)
+{
 	InvalidateCatalogSnapshot();
 	return ThereAreNoPriorRegisteredSnapshots();
+}
+
+/*
+ * Before a function waits: the transaction lets go of its xmin meanwhile, if nothing is
+ * read by its snapshot any more.  The next snapshot sets it anew.
+ */
+void
+poll_let_go(FunctionCallInfo fcinfo)
+{
+	bool		is_alone = fcinfo->resultinfo != NULL ?
+		poll_is_alone(castNode(ReturnSetInfo, fcinfo->resultinfo)) :
+		is_alone_as_value(fcinfo->flinfo);
+
+	if (is_alone && !IsolationUsesXactSnapshot() && has_no_other_snapshot())
+		MyProc->xmin = InvalidTransactionId;
 }
 
 /*
@@ -508,7 +534,7 @@ poll_wait(TimestampTz until, TimestampTz next, ReturnSetInfo *result)
 	int64		timeout;
 	int			woken;
 
-	if (needs_no_snapshot(result))
+	if (poll_is_alone(result) && has_no_other_snapshot())
 		MyProc->xmin = InvalidTransactionId;
 	if (next != 0)
 		until = Min(until, next);

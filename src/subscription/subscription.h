@@ -371,6 +371,7 @@ extern int64 manage_checked_position(int64 position);
 
 /* poll.c */
 extern bool poll_is_alone(ReturnSetInfo *result);
+extern void poll_let_go(FunctionCallInfo fcinfo);
 extern bool poll_wait(TimestampTz until, TimestampTz next, ReturnSetInfo *result);
 
 #endif
