@@ -68,6 +68,22 @@ SELECT event_store.route_to_outbox('empty', topic => 'e', key => NULL, payload =
 SELECT event_store.append('b-1', 't2', '[1, {"x": null}]') IS NOT NULL;
 SELECT topic, key, payload FROM shown WHERE type = 't2';
 SELECT event_store.drop_route(name) FROM event_store.outbox_routes;
+-- all that an event is; times in UTC, whatever the session's time zone
+SET timezone = 'Asia/Kathmandu';
+SELECT event_store.route_to_outbox('all', types => '{t3}', topic => 'v{schema_version}.{occurred_at}',
+	payload => '{"type": "{type}", "schema_version": "{schema_version}", "event_id": "{event_id}", "occurred_at": "{occurred_at}", "source": "{source}", "correlation_id": "{correlation_id}", "causation_id": "{causation_id}", "data": "{data}", "metadata": "{metadata}"}');
+SELECT event_store.route_to_outbox('times', types => '{t3}', topic => 'times', payload => '["{occurred_at}", "{recorded_at}"]');
+SELECT event_store.append('c-1', 't3', '{"n": 1.50}', '{"user": "ann"}', event_id => '00000000-0000-0000-0000-000000000003', occurred_at => '2020-02-29 23:59:59.000001-01', schema_version => 7,
+	correlation_id => 'c', causation_id => '00000000-0000-0000-0000-000000000004', source => 's') IS NOT NULL;
+SELECT event_store.append('c-2', 't3', '1') IS NOT NULL;
+SELECT topic, payload FROM shown WHERE type = 't3' AND key = 'c-1' AND topic <> 'times';
+SELECT (m.payload->>0)::timestamptz = e.occurred_at, (m.payload->>1)::timestamptz = e.recorded_at, m.payload->>1 LIKE '%+00:00', m.headers->>'recorded_at' = m.payload->>1
+FROM shown JOIN event_store.outbox_messages AS m USING (topic, key, payload) JOIN event_store.events AS e ON e.stream = m.key WHERE m.topic = 'times' ORDER BY m.key;
+-- so a message is enough to append the same event elsewhere
+SELECT event_store.drop_route('all'), event_store.drop_route('times');
+SELECT event_store.append_events('c-9', jsonb_build_array(payload)) IS NOT NULL FROM shown WHERE type = 't3' AND key = 'c-1' AND topic <> 'times';
+SELECT count(*), count(DISTINCT (type, schema_version, event_id, occurred_at, source, correlation_id, causation_id, data, metadata)) FROM event_store.events WHERE stream IN ('c-1', 'c-9');
+RESET timezone;
 -- many at once, by all ways to append, in order of the events
 SELECT event_store.route_to_outbox('many', types => '{many}');
 SELECT last_version FROM event_store.append_events('m-1', (SELECT jsonb_agg(jsonb_build_object('type', 'many', 'data', i)) FROM generate_series(1, 2500) AS i));

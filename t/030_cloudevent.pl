@@ -2,8 +2,7 @@
 # third, in batches of which some are delivered twice: all three are the same, and
 # the CloudEvents of the third are those of the first.
 #
-# The logs lie beside the checkout, in ../shared/data, or where EVENT_STORE_DATA
-# says; without them events are made up.
+# Without the logs events are made up.
 
 use strict;
 use warnings;
@@ -16,20 +15,17 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $data = $ENV{EVENT_STORE_DATA} // "$FindBin::RealBin/../../shared/data";
+my @logs = real_logs();
 my $dir = work_dir();
 my $node = new_node('cloudevents');
 
 create_store($node, "db$_", 8192) foreach 1 .. 3;
 
-if (-e "$data/expected.json")
+if (@logs)
 {
-	foreach my $log (glob "$data/*.ndjson.gz")
+	foreach my $log (@logs)
 	{
-		# a column of CSV, with quotation marks that no JSON has
-		$node->safe_psql('db1', <<"EOT");
-CREATE TEMPORARY TABLE line (n bigserial, line jsonb);
-COPY line (line) FROM PROGRAM 'gzip -dc $log' (FORMAT csv, QUOTE E'\\x01', DELIMITER E'\\x02');
+		$node->safe_psql('db1', copy_lines("PROGRAM 'gzip -dc $log'") . <<'EOT');
 INSERT INTO event_store.events (stream, type, occurred_at, data, metadata)
 SELECT line->>'stream', line->>'type', (line->>'occurred_at')::timestamptz, line->'data', line->'metadata' FROM line ORDER BY n
 EOT
@@ -63,18 +59,16 @@ COPY (
 		UNION ALL SELECT number + 1, 1, batch FROM batch WHERE number % 7 = 0) AS x ORDER BY number, again
 ) TO '$dir/$from' (FORMAT csv, QUOTE E'\\x01', DELIMITER E'\\x02')
 EOT
-	return $node->safe_psql($to, <<"EOT");
-CREATE TEMPORARY TABLE line (n bigserial, line jsonb);
-COPY line (line) FROM '$dir/$from' (FORMAT csv, QUOTE E'\\x01', DELIMITER E'\\x02');
+	return $node->safe_psql($to, copy_lines("'$dir/$from'") . <<'EOT');
 CREATE TEMPORARY TABLE result (duplicate boolean);
-DO \$\$
+DO $$
 DECLARE
 	batch jsonb;
 BEGIN
 	FOR batch IN SELECT line FROM line ORDER BY n LOOP
 		INSERT INTO result SELECT duplicate FROM event_store.append_cloudevents(batch);
 	END LOOP;
-END \$\$;
+END $$;
 SELECT count(*) FILTER (WHERE NOT duplicate), count(*) FILTER (WHERE duplicate) > 0 FROM result
 EOT
 }

@@ -13,7 +13,7 @@ use FindBin;
 use lib $FindBin::RealBin;
 
 use EventStoreTest;
-use IPC::Run ();
+use RelayTest;
 use JSON::PP;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -22,43 +22,14 @@ use Time::HiRes qw(time usleep);
 
 my $seconds = $ENV{EVENT_STORE_CHAOS_SECONDS} // 12;
 my $dir = work_dir();
-my $bindir = `@{[ $ENV{PG_CONFIG} // 'pg_config' ]} --bindir`;
-chomp $bindir;
-my ($relay) = grep { -x } "$FindBin::RealBin/../relay/event_store_relay", "$bindir/event_store_relay";
-my $server = '/usr/lib/rabbitmq/bin/rabbitmq-server';
-my $python = '/usr/bin/python3';
+my $relay = relay_program();
 
 plan skip_all => 'the relay was not built: no client library of a broker is installed'
   unless $relay;
-my ($version) = run_command([ $relay, '--version' ]);
-my @harnesses;
+my $version = relay_version();
 
 my $node = new_node('relay', conf => "timezone = 'America/St_Johns'");
 create_store($node, 'postgres');
-
-# Runs a relay; its messages go to a file of its own.
-my $started = 0;
-sub start_relay
-{
-	my ($broker, @options) = @_;
-	my $log = "$dir/relay_" . ++$started . '.log';
-	my $harness = IPC::Run::start(
-		[ $relay, '-d', $node->connstr('postgres'), '-b', $broker, '-i', '1', @options ],
-		'>', "$log.out", '2>', $log);
-
-	push @harnesses, $harness;
-	return { harness => $harness, log => $log };
-}
-
-sub end_relay
-{
-	my ($one, $signal) = @_;
-
-	$one->{harness}->signal($signal);
-	eval { $one->{harness}->finish };
-	@harnesses = grep { $_ != $one->{harness} } @harnesses;
-	return $one->{harness}->full_result(0);
-}
 
 sub run_once
 {
@@ -73,16 +44,6 @@ sub run_once
 sub sql { return $node->safe_psql('postgres', $_[0]) }
 sub status { return sql('SELECT waiting, leased, retries, parked, dead_letters FROM event_store.outbox_status') }
 
-END
-{
-	local $?;
-	foreach my $harness (reverse @harnesses)
-	{
-		$harness->signal('KILL');
-		eval { $harness->finish };
-	}
-}
-
 # ---------------------------------------------------------------------------
 # Without a broker
 # ---------------------------------------------------------------------------
@@ -94,25 +55,6 @@ command_fails([ $relay, '-b', 'amqp://x', '--batch', '0' ], 'a number out of bou
 # ---------------------------------------------------------------------------
 # RabbitMQ
 # ---------------------------------------------------------------------------
-
-# A server of our own, under a name and ports of our own.
-my %port = map { $_ => PostgreSQL::Test::Cluster::get_free_port() } qw(amqp tls dist epmd);
-my %broker_env = (
-	HOME => "$dir/rabbitmq",
-	RABBITMQ_NODENAME => "event_store_$$\@localhost",
-	RABBITMQ_NODE_IP_ADDRESS => '127.0.0.1',
-	RABBITMQ_NODE_PORT => $port{amqp},
-	RABBITMQ_DIST_PORT => $port{dist},
-	RABBITMQ_MNESIA_BASE => "$dir/rabbitmq/mnesia",
-	RABBITMQ_LOG_BASE => "$dir/rabbitmq/log",
-	RABBITMQ_CONFIG_FILE => "$dir/rabbitmq/rabbitmq.conf",
-	RABBITMQ_ENABLED_PLUGINS_FILE => "$dir/rabbitmq/plugins",
-	RABBITMQ_CONF_ENV_FILE => "$dir/rabbitmq/env.conf",
-	RABBITMQ_PID_FILE => "$dir/rabbitmq/pid",
-	RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS => '+S 1:1',
-	ERL_EPMD_PORT => $port{epmd},
-	ERL_EPMD_ADDRESS => '127.0.0.1');
-my ($broker, $epmd);
 
 # A certificate by an authority of our own, for localhost.
 sub make_certificates
@@ -126,52 +68,6 @@ sub make_certificates
 	return;
 }
 
-sub start_broker
-{
-	local %ENV = (%ENV, %broker_env);
-
-	if (!$epmd)
-	{
-		mkdir "$dir/rabbitmq";
-		append_to_file("$dir/rabbitmq/plugins", "[].\n");
-		append_to_file("$dir/rabbitmq/env.conf", '');
-		append_to_file("$dir/rabbitmq/rabbitmq.conf", <<"EOT");
-listeners.ssl.default = $port{tls}
-ssl_options.cacertfile = $dir/ca.crt
-ssl_options.certfile = $dir/server.crt
-ssl_options.keyfile = $dir/server.key
-EOT
-		# a daemon of that name would stay behind
-		$epmd = IPC::Run::start([ find_program('epmd') // '/usr/bin/epmd' ], '>', "$dir/epmd.log", '2>&1');
-		push @harnesses, $epmd;
-	}
-	$broker = IPC::Run::start([$server], '>>', "$dir/rabbitmq.log", '2>>', "$dir/rabbitmq.log");
-	push @harnesses, $broker;
-	return wait_until(
-		sub {
-			my $socket = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port{tls});
-
-			return defined $socket;
-		});
-}
-
-# The script has the virtual machine as its child.
-sub kill_broker
-{
-	my $pid = slurp_file("$dir/rabbitmq/pid");
-
-	kill 'KILL', $pid + 0;
-	eval { $broker->finish };
-	@harnesses = grep { $_ != $broker } @harnesses;
-	return;
-}
-
-END
-{
-	local $?;
-	kill 'KILL', slurp_file("$dir/rabbitmq/pid") + 0 if $broker && -e "$dir/rabbitmq/pid";
-}
-
 # What a consumer has written to its file.
 sub received
 {
@@ -182,24 +78,25 @@ sub received
 
 SKIP:
 {
-	skip 'the relay was built without RabbitMQ', 1 unless $version =~ /RabbitMQ/;
-	skip "no RabbitMQ is installed: $server is not there", 1 unless -x $server;
-	skip 'no Python client of RabbitMQ is installed (python3-pika)', 1
-	  if system("$python -c 'import pika' 2>/dev/null") != 0;
-	require IO::Socket::INET;
+	my $missing = RelayTest::RabbitMQ::missing();
+	skip $missing, 1 if defined $missing;
 
 	make_certificates();
-	if (!ok(start_broker(), 'RabbitMQ is up'))
+	my $tls_port = PostgreSQL::Test::Cluster::get_free_port();
+	my $broker = RelayTest::RabbitMQ->new(ports => [$tls_port], conf => <<"EOT");
+listeners.ssl.default = $tls_port
+ssl_options.cacertfile = $dir/ca.crt
+ssl_options.certfile = $dir/server.crt
+ssl_options.keyfile = $dir/server.key
+EOT
+	if (!ok($broker->start, 'RabbitMQ is up'))
 	{
-		diag slurp_file("$dir/rabbitmq.log");
+		diag slurp_file($broker->{log});
 		skip 'no broker', 1;
 	}
-	my $url = "amqp://guest:guest\@127.0.0.1:$port{amqp}/%2f";
-	my $consumer = IPC::Run::start(
-		[ $python, "$FindBin::RealBin/amqp_consumer.py", $port{amqp}, 'all', "$dir/all", 'event_store', 'order.#' ],
-		'>', "$dir/consumer.out", '2>', "$dir/consumer.err");
-	push @harnesses, $consumer;
-	ok(wait_until(sub { -s "$dir/consumer.out" }), 'the consumer is ready');
+	my $url = $broker->{url};
+	my $consumer = start_python('amqp_consumer.py', $broker->{port}, 'all', "$dir/all", 'event_store', 'order.#');
+	ok(wait_until(sub { -s $consumer->{out} }), 'the consumer is ready');
 
 	# What a message looks like.
 	sql(<<'EOT');
@@ -225,15 +122,15 @@ EOT
 
 	# TLS, and another routing key
 	sql(q{SELECT event_store.publish('tls', 'k', '1')});
-	unlike(run_once("amqps://guest:guest\@localhost:$port{tls}/%2f", '--cacert', "$dir/ca.crt", '-r', 'order.{key}.{topic}'),
+	unlike(run_once("amqps://guest:guest\@localhost:$tls_port/%2f", '--cacert', "$dir/ca.crt", '-r', 'order.{key}.{topic}'),
 		qr/could not/, 'TLS');
 	ok(wait_until(sub { received("$dir/all") == 3 }), 'a message arrives by TLS');
 	is((received("$dir/all"))[2]{routing_key}, 'order.k.tls', 'the routing key by the template');
 	sql(q{SELECT event_store.publish('order.insecure', 'k', '1')});
-	my $strict = start_relay("amqps://guest:guest\@localhost:$port{tls}/%2f", '-n', 'tls');
+	my $strict = start_relay($node, 'postgres', "amqps://guest:guest\@localhost:$tls_port/%2f", '-n', 'tls');
 	ok(wait_until(sub { slurp_file($strict->{log}) =~ /could not/ }), 'a certificate of an authority that nobody knows is refused');
-	is(end_relay($strict, 'TERM'), 0, 'and a relay without a broker stops');
-	run_once("amqps://guest:guest\@127.0.0.1:$port{tls}/%2f", '--insecure');
+	is(end_program($strict, 'TERM'), 0, 'and a relay without a broker stops');
+	run_once("amqps://guest:guest\@127.0.0.1:$tls_port/%2f", '--insecure');
 	ok(wait_until(sub { received("$dir/all") == 4 }), 'unless that is wanted');
 
 	# A message that no queue takes is not lost.
@@ -253,34 +150,29 @@ EOT
 
 	# An exchange that is not there is no message's fault.
 	sql(q{SELECT event_store.publish('order.lost', 'l', '1')});
-	my $lost = start_relay($url, '-n', 'lost', '--no-declare', '-e', 'nowhere');
+	my $lost = start_relay($node, 'postgres', $url, '-n', 'lost', '--no-declare', '-e', 'nowhere');
 	ok(wait_until(sub { slurp_file($lost->{log}) =~ /404.*404/s }),
 		'without the exchange it tries again');
-	is(end_relay($lost, 'TERM'), 0, 'until it is stopped');
+	is(end_program($lost, 'TERM'), 0, 'until it is stopped');
 	is(status(), '1|0|0|0|0', 'and the message waits');
 	run_once($url);
 
 	# A clean stop, and metrics.
-	my $clean = start_relay($url, '-n', 'clean', '-m', "$dir/metrics", '-w', '60');
+	my $clean = start_relay($node, 'postgres', $url, '-n', 'clean', '-m', "$dir/metrics", '-w', '60');
 	sql(q{SELECT event_store.publish('order.clean', 'c' || i, '1') FROM generate_series(1, 50) AS i});
 	ok(wait_until(sub { -e "$dir/metrics" && slurp_file("$dir/metrics") =~ /^event_store_relay_acknowledged_total\{relay="clean"\} 50$/m }),
 		'metrics say that all is acknowledged');
 	like(slurp_file("$dir/metrics"), qr/^event_store_relay_broker_up\{relay="clean"\} 1$/m, 'and that the broker is there');
 	my $begun = time;
-	is(end_relay($clean, 'TERM'), 0, 'it stops with 0');
+	is(end_program($clean, 'TERM'), 0, 'it stops with 0');
 	ok(time - $begun < 5, 'at once, although it waits for messages') or diag slurp_file($clean->{log});
 	like(slurp_file("$dir/metrics"), qr/^event_store_relay_database_up\{relay="clean"\} 0$/m, 'and says so');
 
 	# Chaos.
 	unlink "$dir/all";
-	$consumer->signal('KILL');
-	eval { $consumer->finish };
-	@harnesses = grep { $_ != $consumer } @harnesses;
-	$consumer = IPC::Run::start(
-		[ $python, "$FindBin::RealBin/amqp_consumer.py", $port{amqp}, 'all', "$dir/all" ],
-		'>', "$dir/consumer.out", '2>', "$dir/consumer.err");
-	push @harnesses, $consumer;
-	my %relays = map { $_ => start_relay($url, '-n', $_, '-l', '5', '-w', '2', '-B', '50') } qw(one two);
+	end_program($consumer, 'KILL');
+	$consumer = start_python('amqp_consumer.py', $broker->{port}, 'all', "$dir/all");
+	my %relays = map { $_ => start_relay($node, 'postgres', $url, '-n', $_, '-l', '5', '-w', '2', '-B', '50') } qw(one two);
 	my $publisher = start_worker(
 		sub {
 			my $session = EventStoreTest::Session->new($node, 'postgres');
@@ -313,14 +205,14 @@ EOT
 		{
 			my $name = $what == 0 ? 'one' : 'two';
 
-			end_relay($relays{$name}, 'KILL');
-			$relays{$name} = start_relay($url, '-n', $name, '-l', '5', '-w', '2', '-B', '50');
+			end_program($relays{$name}, 'KILL');
+			$relays{$name} = start_relay($node, 'postgres', $url, '-n', $name, '-l', '5', '-w', '2', '-B', '50');
 		}
 		elsif ($what == 1)
 		{
-			kill_broker();
+			$broker->kill;
 			usleep(300_000);
-			start_broker() or die 'the broker does not come back';
+			$broker->start or die 'the broker does not come back';
 		}
 		else
 		{
@@ -354,22 +246,15 @@ EOT
 	is($late, undef, 'of each key in order');
 	is(scalar(grep { keys %$_ > 1 } values %body), 0, 'a message has one id, however often it comes');
 	note scalar(@all) - keys(%id_of), ' came more than once';
-	is(end_relay($_, 'TERM'), 0, 'a relay stops') foreach values %relays;
+	is(end_program($_, 'TERM'), 0, 'a relay stops') foreach values %relays;
 	is(status(), '0|0|0|0|0', 'and leaves nothing');
 
 	# A real log as CloudEvents through the outbox, the relay and RabbitMQ into a
 	# second store, with a relay killed on the way, and every tenth twice.
-	my $log = ($ENV{EVENT_STORE_DATA} // "$FindBin::RealBin/../../shared/data") . '/request_for_payment.ndjson.gz';
-	skip "no real log $log", 1 unless -e $log;
+	my ($log) = grep { /request_for_payment/ } real_logs();
+	skip 'no real logs', 1 unless $log;
 	create_store($node, "db$_", 8192) foreach 1, 2;
-	my $load = sub {
-		my ($db, $from) = @_;
-
-		# a column of CSV, with quotation marks that no JSON has
-		return "CREATE TEMPORARY TABLE line (n bigserial, line jsonb);\n"
-		  . "COPY line (line) FROM $from (FORMAT csv, QUOTE E'\\x01', DELIMITER E'\\x02');\n";
-	};
-	$node->safe_psql('db1', $load->('db1', "PROGRAM 'gzip -dc $log'") . <<'EOT');
+	$node->safe_psql('db1', copy_lines("PROGRAM 'gzip -dc $log'") . <<'EOT');
 INSERT INTO event_store.events (stream, type, occurred_at, data, metadata)
 SELECT line->>'stream', line->>'type', (line->>'occurred_at')::timestamptz, line->'data', line->'metadata' FROM line ORDER BY n;
 EOT
@@ -377,22 +262,19 @@ EOT
 SELECT count(event_store.publish('events.' || e.type, e.stream, event_store.to_cloudevent(e), message_id => e.event_id)) FROM event_store.read_all(0, NULL) AS e
 EOT
 	my $events = $node->safe_psql('db1', 'SELECT count(*) FROM event_store.events');
-	$consumer = IPC::Run::start(
-		[ $python, "$FindBin::RealBin/amqp_consumer.py", $port{amqp}, 'events', "$dir/events", 'event_store', 'events.#' ],
-		'>', "$dir/events.out", '2>', "$dir/events.err");
-	push @harnesses, $consumer;
-	ok(wait_until(sub { -s "$dir/events.out" }), 'a second consumer is ready');
-	my $one = start_relay($url, '-n', 'log', '-d', $node->connstr('db1'), '-v');
+	$consumer = start_python('amqp_consumer.py', $broker->{port}, 'events', "$dir/events", 'event_store', 'events.#');
+	ok(wait_until(sub { -s $consumer->{out} }), 'a second consumer is ready');
+	my $one = start_relay($node, 'db1', $url, '-n', 'log', '-v');
 	foreach my $part (1 .. 2)
 	{
 		my $wanted = $part * $events / 3;
 
 		wait_until(sub { $node->safe_psql('db1', 'SELECT acknowledged FROM event_store.outbox_status') >= $wanted });
-		end_relay($one, 'KILL');
-		$one = start_relay($url, '-n', 'log', '-d', $node->connstr('db1'), '-v');
+		end_program($one, 'KILL');
+		$one = start_relay($node, 'db1', $url, '-n', 'log', '-v');
 	}
 	ok($node->poll_query_until('db1', 'SELECT acknowledged >= ' . $events . ' FROM event_store.outbox_status'), 'all is acknowledged');
-	is(end_relay($one, 'TERM'), 0, 'the relay stops');
+	is(end_program($one, 'TERM'), 0, 'the relay stops');
 	note slurp_file($one->{log}) =~ /(taken .*)/;
 	# a broker that has confirmed them may still be delivering
 	my $arrived = sub { return scalar @{ [ slurp_file("$dir/events") =~ /\n/g ] } };
@@ -406,7 +288,7 @@ EOT
 		push @lines, $lines[-5] if ++$n % 10 == 0;
 	}
 	append_to_file("$dir/events.twice", join("\n", @lines) . "\n");
-	$node->safe_psql('db2', $load->('db2', "'$dir/events.twice'") . <<'EOT');
+	$node->safe_psql('db2', copy_lines("'$dir/events.twice'") . <<'EOT');
 SELECT count(a) FROM (SELECT jsonb_agg(line->'body' ORDER BY n) AS batch FROM line GROUP BY n / 1000 ORDER BY n / 1000) AS b, event_store.append_cloudevents(batch) AS a
 EOT
 	my $sum = <<'EOT';
@@ -427,8 +309,8 @@ SKIP:
 	chomp $flags;
 	skip 'the mock of Kafka could not be compiled', 1
 	  if system("cc -o $dir/kafka_mock $FindBin::RealBin/kafka_mock.c $flags") != 0;
-	my $mock = IPC::Run::start([ "$dir/kafka_mock", 'order' ], '<', \$mock_in, '>', \$mock_out, '2>', "$dir/mock.err");
-	push @harnesses, $mock;
+	my $program = start_program([ "$dir/kafka_mock", 'order' ], '<', \$mock_in, '>', \$mock_out, '2>', "$dir/mock.err");
+	my $mock = $program->{harness};
 	ok(wait_until(sub { $mock->pump_nb; $mock_out =~ /\n/ }), 'a mock of Kafka is up');
 	my ($servers) = $mock_out =~ /^(.*)\n/;
 
@@ -451,9 +333,7 @@ SKIP:
 	sql(q{SELECT event_store.alter_outbox(max_attempts => 1), event_store.publish('order', NULL, to_jsonb(repeat('x', 2000000)))});
 	like(run_once("kafka://$servers"), qr/could not be sent: .*too large/, 'a message that is too large is refused');
 	is(status(), '0|0|0|0|1', 'and the message is a dead letter');
-	$mock->signal('KILL');
-	eval { $mock->finish };
-	@harnesses = grep { $_ != $mock } @harnesses;
+	end_program($program, 'KILL');
 }
 
 $node->stop;

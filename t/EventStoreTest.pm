@@ -9,6 +9,7 @@ use warnings;
 use Carp;
 use Cwd 'abs_path';
 use Exporter 'import';
+use FindBin;
 use IPC::Run ();
 use POSIX ();
 use Time::HiRes qw(usleep);
@@ -20,6 +21,7 @@ use Test::More;
 our @EXPORT = qw(
   new_node create_store work_dir wait_until start_worker wait_workers
   find_program start_pooler stop_pooler run_client
+  real_logs copy_lines
   checksum streams_checksum query_is store_is_sound sqlstate_of quote_literal json_string
 );
 
@@ -224,6 +226,26 @@ sub run_client
 	ok($ends_well && @checks, 'the client ends well') or $good = 0;
 	diag $err unless $good;
 	return $good;
+}
+
+# The real logs, where they are: beside the checkout, in ../shared/data, or where
+# EVENT_STORE_DATA says.
+sub real_logs
+{
+	my $data = $ENV{EVENT_STORE_DATA} // "$FindBin::RealBin/../../shared/data";
+
+	return -e "$data/expected.json" ? glob "$data/*.ndjson.gz" : ();
+}
+
+# Commands that make a temporary table "line", with a number n, of lines of JSON
+# from somewhere that COPY knows: a column of CSV, with quotation marks that no JSON
+# has.
+sub copy_lines
+{
+	my ($from) = @_;
+
+	return "CREATE TEMPORARY TABLE line (n bigserial, line jsonb);\n"
+	  . "COPY line (line) FROM $from (FORMAT csv, QUOTE E'\\x01', DELIMITER E'\\x02');\n";
 }
 
 # The content of a store, all that a client can see of its events, in one line.

@@ -8,9 +8,8 @@ until it is killed, and connects again whenever the broker has gone.
 """
 import json
 import sys
-import time
 
-import pika
+from amqp import go_on, open_channel
 
 port, queue, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 bound = sys.argv[4:]
@@ -33,20 +32,13 @@ def got(channel, method, properties, body):
     channel.basic_ack(method.delivery_tag)
 
 
+def consume():
+    channel = open_channel(port, queue, *bound)
+    channel.basic_qos(prefetch_count=1000)
+    channel.basic_consume(queue, got)
+    print("ready", flush=True)
+    channel.start_consuming()
+
+
 out = open(path, "a")
-while True:
-    try:
-        connection = pika.BlockingConnection(
-            pika.ConnectionParameters("127.0.0.1", port, heartbeat=10))
-        channel = connection.channel()
-        channel.queue_declare(queue, durable=True)
-        if bound:
-            channel.exchange_declare(bound[0], "topic", durable=True)
-            channel.queue_bind(queue, bound[0], bound[1])
-        channel.basic_qos(prefetch_count=1000)
-        channel.basic_consume(queue, got)
-        print("ready", flush=True)
-        channel.start_consuming()
-    except (pika.exceptions.AMQPError, OSError) as error:
-        print(f"again: {error!r}", file=sys.stderr, flush=True)
-        time.sleep(0.2)
+go_on(consume)

@@ -69,13 +69,17 @@ typedef enum PieceKind
 	PART_CORRELATION_ID,
 	PART_CAUSATION_ID,
 	PART_SOURCE,
+	PART_SCHEMA_VERSION,
+	PART_OCCURRED_AT,
+	PART_RECORDED_AT,
 	PART_DATA,
 	PART_METADATA
 } PieceKind;
 
 static const char *const part_names[] = {
 	NULL, "stream", "category", "id", "type", "version", "position", "event_id",
-	"correlation_id", "causation_id", "source", "data", "metadata"
+	"correlation_id", "causation_id", "source", "schema_version", "occurred_at", "recorded_at",
+	"data", "metadata"
 };
 
 /* a piece of a template */
@@ -280,6 +284,16 @@ uuid_text(const pg_uuid_t *id)
 	return DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(unconstify(pg_uuid_t *, id))));
 }
 
+/* In UTC: the time zone of who appends is nobody else's business. */
+static char *
+time_text(TimestampTz time)
+{
+	int			utc = 0;
+
+	return JsonEncodeDateTime(palloc(MAXDATELEN + 3), TimestampTzGetDatum(time), TIMESTAMPTZOID,
+							  &utc);
+}
+
 /* What a placeholder stands for, as text; NULL: the event has no such thing. */
 static char *
 part_text(const Routed *routed, const Piece *part)
@@ -314,6 +328,13 @@ part_text(const Routed *routed, const Piece *part)
 			return event->has_causation_id ? uuid_text(&event->causation_id) : NULL;
 		case PART_SOURCE:
 			return event->source == NULL ? NULL : pnstrdup(event->source, event->source_len);
+		case PART_SCHEMA_VERSION:
+			return psprintf("%d", event->schema_version);
+		case PART_OCCURRED_AT:
+			return time_text(event->has_occurred_at ? event->occurred_at :
+							 routed->append->recorded_at);
+		case PART_RECORDED_AT:
+			return time_text(routed->append->recorded_at);
 		case PART_DATA:
 		case PART_METADATA:
 			return find_value(DatumGetJsonbP(part->kind == PART_DATA ? event->data : event->metadata),
@@ -357,11 +378,13 @@ fill_value(const Routed *routed, const JsonbValue *template, JsonbValue *value)
 			value->type = jbvNull;
 		return;
 	}
-	if (part != NULL && (part->kind == PART_VERSION || part->kind == PART_POSITION))
+	if (part != NULL && (part->kind == PART_VERSION || part->kind == PART_POSITION ||
+						 part->kind == PART_SCHEMA_VERSION))
 	{
 		value->type = jbvNumeric;
 		value->val.numeric = int64_to_numeric(part->kind == PART_VERSION ? routed->event->version :
-											  routed->event->position);
+											  part->kind == PART_POSITION ? routed->event->position :
+											  routed->event->schema_version);
 		return;
 	}
 	text = fill(routed, parts);
@@ -608,9 +631,7 @@ make_headers(const Routed *routed)
 	}
 	push_text(&state, "event_id", uuid_text(&routed->event_id));
 	push_number(&state, "position", event->position);
-	push_text(&state, "recorded_at", JsonEncodeDateTime(palloc(MAXDATELEN + 3),
-														TimestampTzGetDatum(routed->append->recorded_at),
-														TIMESTAMPTZOID, NULL));
+	push_text(&state, "recorded_at", time_text(routed->append->recorded_at));
 	push_number(&state, "schema_version", event->schema_version);
 	push_text(&state, "stream", pnstrdup(routed->stream->name, routed->stream->len));
 	push_text(&state, "traceparent", metadata_text(event, "traceparent"));
