@@ -998,9 +998,9 @@ work(void)
 }
 
 static void
-usage(FILE *to)
+usage(void)
 {
-	fprintf(to,
+	printf(
 			"event_store_relay sends messages of the outbox of a database to a broker.\n\n"
 			"Usage:\n  event_store_relay [OPTION]...\n\n"
 			"  -d, --dbname=CONNINFO    database, as for psql (default: as the environment says)\n"
@@ -1136,7 +1136,7 @@ read_options(int argc, char **argv)
 	/* the option -? is not known from one that is not known */
 	if (argc == 2 && (strcmp(argv[1], "-?") == 0 || strcmp(argv[1], "--help") == 0))
 	{
-		usage(stdout);
+		usage();
 		exit(0);
 	}
 	while ((option = getopt_long(argc, argv, "d:b:n:e:r:B:l:w:m:i:t:X:vV", known, NULL)) != -1)
@@ -1223,14 +1223,10 @@ read_options(int argc, char **argv)
 					);
 				exit(0);
 			default:
-				usage(stderr);
-				exit(2);
+				bad_option("see --help");
 		}
 	if (optind < argc)
-	{
-		usage(stderr);
-		exit(2);
-	}
+		bad_option("there are no arguments but options: see --help");
 	if (options.relay == NULL)
 	{
 		if (gethostname(host, sizeof(host) - 1) != 0)

@@ -127,5 +127,18 @@ SELECT breaker FROM event_store.outbox_status;
 SELECT * FROM shown;
 SELECT count(*) FROM event_store.outbox_kept;
 
+-- what a relay had that fell silent goes to another, however much of few keys it was
+SELECT event_store.alter_outbox(breaker_failures => 0, max_attempts => 10);
+SELECT count(event_store.publish('t', 'k' || i % 3, to_jsonb(i))) FROM generate_series(1, 3000) AS i;
+SELECT count(*) FROM event_store.outbox_poll('r', 3000, lease => '10 ms');
+SELECT pg_sleep(0.02);
+SET statement_timeout = '30 s';
+CREATE TEMPORARY TABLE taken AS SELECT id, key, payload FROM event_store.outbox_poll('s', 3000);
+SELECT count(*), count(DISTINCT key) FROM taken;
+SELECT event_store.outbox_ack('s', ARRAY(SELECT id FROM taken));
+RESET statement_timeout;
+SELECT * FROM shown;
+
+DROP TABLE taken;
 DROP FUNCTION take;
 DROP VIEW shown;
