@@ -106,16 +106,21 @@ void
 relay_log(const char *format,...)
 {
 	va_list		arguments;
+	char	   *text;
 	char		stamp[32];
 	time_t		now = time(NULL);
 	struct tm	utc;
 
 	strftime(stamp, sizeof(stamp), "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
-	fprintf(stderr, "%s event_store_relay[%d]: ", stamp, (int) getpid());
 	va_start(arguments, format);
-	vfprintf(stderr, format, arguments);
+	if (vasprintf(&text, format, arguments) < 0)
+		text = NULL;
 	va_end(arguments);
-	fputc('\n', stderr);
+	/* messages of libpq end with one */
+	while (text != NULL && text[0] != '\0' && text[strlen(text) - 1] == '\n')
+		text[strlen(text) - 1] = '\0';
+	fprintf(stderr, "%s event_store_relay[%d]: %s\n", stamp, (int) getpid(), text == NULL ? format : text);
+	free(text);
 }
 
 void *
