@@ -16,7 +16,8 @@
  * their way the outbox hears of the relay, so that it keeps them.
  *
  * One thread.  The database is waited for by poll(2), with a look at the broker each
- * second; signals end waits by a pipe.
+ * second; signals end waits by a pipe.  What the libraries wait for, and cannot be
+ * woken from, is ended by an alarm: nothing holds up the end of the relay for long.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -27,6 +28,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -38,6 +40,8 @@
 #define FIRST_DELAY		100		/* ms, to the next attempt to connect */
 #define MAX_DELAY		30000
 #define STOP_TIME		10000	/* ms that confirmations are waited for at the end */
+#define END_TIME		4		/* seconds after that, the relay ends whatever it waits for */
+#define MAX_BYTES		((size_t) 64 << 20) /* of a batch; the next is smaller */
 
 Options options = {
 	.dbname = "",
@@ -47,6 +51,7 @@ Options options = {
 	.batch = 500,
 	.lease = 30,
 	.wait = 5,
+	.timeout = 30,
 	.declare = true,
 	.mandatory = true
 };
@@ -66,6 +71,8 @@ static struct
 	uint64_t	broker_losses;
 	double		database_seconds;	/* waits for something to come are not in it */
 	double		broker_seconds;
+	double		confirm_seconds;	/* of these, after all that can be was sent */
+	double		idle_seconds;
 	time_t		last_acknowledged;
 }			counts;
 
@@ -74,11 +81,21 @@ static bool broker_up = false;
 static PGconn *db = NULL;
 static volatile sig_atomic_t stopping = 0;
 static int	signal_pipe[2];
+
+/* for signals: nothing of the outbox is ours; a socket that a library may hang on */
+static volatile sig_atomic_t connecting = 0;
+static volatile sig_atomic_t guarded_socket = -1;
+static volatile sig_atomic_t last_call = 0;
+
+static char blocked[200];		/* why the broker takes nothing for now; empty: it does */
+static char refusal[200];		/* why it has closed the connection, or a channel */
+static bool refused = false;	/* that was how the connection was lost last */
 static double next_metrics;
 static uint64_t shown = 0;		/* acknowledged when metrics were last written */
 
-/* so many messages are taken at once: fewer after one was refused by disconnecting */
+/* so many messages are taken at once: fewer after one was refused by disconnecting, or if they are large */
 static int	limit;
+static size_t taken_bytes;		/* what the last ones took */
 
 /* ----------------------------------------------------------------
  * Small things
@@ -89,16 +106,21 @@ void
 relay_log(const char *format,...)
 {
 	va_list		arguments;
+	char	   *text;
 	char		stamp[32];
 	time_t		now = time(NULL);
 	struct tm	utc;
 
 	strftime(stamp, sizeof(stamp), "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
-	fprintf(stderr, "%s event_store_relay[%d]: ", stamp, (int) getpid());
 	va_start(arguments, format);
-	vfprintf(stderr, format, arguments);
+	if (vasprintf(&text, format, arguments) < 0)
+		text = NULL;
 	va_end(arguments);
-	fputc('\n', stderr);
+	/* messages of libpq end with one */
+	while (text != NULL && text[0] != '\0' && text[strlen(text) - 1] == '\n')
+		text[strlen(text) - 1] = '\0';
+	fprintf(stderr, "%s event_store_relay[%d]: %s\n", stamp, (int) getpid(), text == NULL ? format : text);
+	free(text);
 }
 
 void *
@@ -131,7 +153,50 @@ stop(int signal)
 	(void) signal;
 	stopping = 1;
 	(void) !write(signal_pipe[1], "x", 1);
+	(void) alarm(connecting ? 1 : STOP_TIME / 1000 + END_TIME);
 	errno = saved;
+}
+
+/* Something is waited for that does not end by itself. */
+static void
+out_of_time(int signal)
+{
+	static const char message[] = "event_store_relay: ended without waiting any longer\n";
+	int			saved = errno;
+
+	(void) signal;
+	if (guarded_socket >= 0)
+		(void) shutdown(guarded_socket, SHUT_RDWR);
+	if (stopping)
+	{
+		/* who connects has nothing that could be given back */
+		if (connecting)
+			_exit(0);
+		if (last_call)
+		{
+			(void) !write(STDERR_FILENO, message, sizeof(message) - 1);
+			_exit(1);
+		}
+		last_call = 1;
+		(void) alarm(END_TIME);
+	}
+	errno = saved;
+}
+
+/* While a socket is guarded, waits for it come to an end. */
+void
+guard_socket(int socket)
+{
+	guarded_socket = socket;
+	(void) alarm(options.timeout);
+}
+
+void
+unguard_socket(void)
+{
+	guarded_socket = -1;
+	/* the alarm of stop() may have been ours */
+	(void) alarm(stopping ? END_TIME : 0);
 }
 
 /* Sleeps, unless the relay is to stop. */
@@ -154,6 +219,31 @@ back_off(int *delay)
 	return result;
 }
 
+/*
+ * What a broker says goes into the outbox, so it must be text: what is no UTF-8, or
+ * was cut off, becomes a question mark.
+ */
+static void
+make_text(char *text)
+{
+	for (unsigned char *at = (unsigned char *) text; *at != '\0';)
+	{
+		int			more = *at < 0x80 ? 0 : *at >= 0xC2 && *at < 0xE0 ? 1 : (*at & 0xF0) == 0xE0 ? 2 :
+			*at >= 0xF0 && *at < 0xF5 ? 3 : -1;
+		bool		good = more >= 0;
+
+		for (int i = 1; good && i <= more; i++)
+			good = (at[i] & 0xC0) == 0x80;
+		if (good && more == 2)
+			good = !(at[0] == 0xE0 && at[1] < 0xA0) && !(at[0] == 0xED && at[1] >= 0xA0);
+		if (good && more == 3)
+			good = !(at[0] == 0xF0 && at[1] < 0x90) && !(at[0] == 0xF4 && at[1] >= 0x90);
+		if (!good)
+			*at = '?';
+		at += good ? more + 1 : 1;
+	}
+}
+
 void
 message_confirmed(Message *message)
 {
@@ -169,7 +259,26 @@ message_failed(Message *message, const char *format,...)
 	va_start(arguments, format);
 	vsnprintf(message->error, sizeof(message->error), format, arguments);
 	va_end(arguments);
+	make_text(message->error);
 	message->state = MESSAGE_FAILED;
+}
+
+/* The broker takes nothing for now, or (NULL) does so again. */
+void
+broker_blocked(const char *why)
+{
+	if (why != NULL)
+		relay_log("%s takes no messages: %s", broker->name, why);
+	else if (blocked[0] != '\0')
+		relay_log("%s takes messages again", broker->name);
+	snprintf(blocked, sizeof(blocked), "%s", why == NULL ? "" : why[0] == '\0' ? "?" : why);
+}
+
+/* It has closed something, and says why. */
+void
+broker_refused(const char *why)
+{
+	snprintf(refusal, sizeof(refusal), "%s", why);
 }
 
 /* Where a message goes: the template, with {topic}, {key} and {type} in it. */
@@ -213,8 +322,17 @@ static void
 print_metric(FILE *file, const char *name, const char *kind, const char *help, double value)
 {
 	fprintf(file, "# HELP event_store_relay_%s %s\n# TYPE event_store_relay_%s %s\n"
-			"event_store_relay_%s{relay=\"%s\"} %.15g\n", name, help, name, kind, name,
-			options.relay, value);
+			"event_store_relay_%s{relay=\"", name, help, name, kind, name);
+	for (const char *at = options.relay; *at != '\0'; at++)
+		if (*at == '\n')
+			fputs("\\n", file);
+		else
+		{
+			if (*at == '"' || *at == '\\')
+				fputc('\\', file);
+			fputc(*at, file);
+		}
+	fprintf(file, "\"} %.15g\n", value);
 }
 
 /* As text that Prometheus reads, into a file that is replaced as a whole. */
@@ -223,6 +341,7 @@ write_metrics_file(void)
 {
 	char	   *temporary = relay_alloc(strlen(options.metrics_file) + 5);
 	FILE	   *file;
+	bool		failed;
 
 	sprintf(temporary, "%s.tmp", options.metrics_file);
 	file = fopen(temporary, "w");
@@ -232,6 +351,7 @@ write_metrics_file(void)
 	{
 		print_metric(file, "database_up", "gauge", "Whether there is a connection to the database.", db != NULL);
 		print_metric(file, "broker_up", "gauge", "Whether there is a connection to the broker.", broker_up);
+		print_metric(file, "broker_blocked", "gauge", "Whether the broker says that it takes no messages.", broker_up && blocked[0] != '\0');
 		print_metric(file, "taken_total", "counter", "Messages taken from the outbox.", counts.taken);
 		print_metric(file, "taken_again_total", "counter", "Of these, messages that had been taken before.", counts.taken_again);
 		print_metric(file, "sent_total", "counter", "Messages sent to the broker.", counts.sent);
@@ -244,8 +364,12 @@ write_metrics_file(void)
 		print_metric(file, "broker_losses_total", "counter", "Connections to the broker that were lost.", counts.broker_losses);
 		print_metric(file, "database_seconds_total", "counter", "Time spent in the database, without waits for messages.", counts.database_seconds);
 		print_metric(file, "broker_seconds_total", "counter", "Time spent with the broker.", counts.broker_seconds);
+		print_metric(file, "confirm_seconds_total", "counter", "Of this, waits for confirmations.", counts.confirm_seconds);
+		print_metric(file, "idle_seconds_total", "counter", "Time spent waiting for messages.", counts.idle_seconds);
 		print_metric(file, "last_acknowledged_timestamp_seconds", "gauge", "When a message was last acknowledged.", counts.last_acknowledged);
-		if (fclose(file) != 0 || rename(temporary, options.metrics_file) != 0)
+		/* a file that is not whole takes no one's place */
+		failed = fflush(file) != 0 || ferror(file);
+		if (fclose(file) != 0 || failed || rename(temporary, options.metrics_file) != 0)
 			relay_log("could not write \"%s\": %s", options.metrics_file, strerror(errno));
 	}
 	free(temporary);
@@ -262,11 +386,11 @@ write_metrics(bool now)
 	if (options.metrics_file != NULL)
 		write_metrics_file();
 	else if (counts.acknowledged + counts.failed != shown)
-		relay_log("taken %llu, again %llu, sent %llu, confirmed %llu, acknowledged %llu, failed %llu; %.3f s in the database, %.3f s with the broker",
+		relay_log("taken %llu, again %llu, sent %llu, confirmed %llu, acknowledged %llu, failed %llu; %.3f s in the database, %.3f s with the broker, %.3f s of these for confirmations",
 				  (unsigned long long) counts.taken, (unsigned long long) counts.taken_again,
 				  (unsigned long long) counts.sent, (unsigned long long) counts.confirmed,
 				  (unsigned long long) counts.acknowledged, (unsigned long long) counts.failed,
-				  counts.database_seconds, counts.broker_seconds);
+				  counts.database_seconds, counts.broker_seconds, counts.confirm_seconds);
 	shown = counts.acknowledged + counts.failed;
 }
 
@@ -281,8 +405,10 @@ lose_broker(BrokerResult result)
 {
 	if (result == BROKER_REFUSED)
 		limit = 1;
+	refused = result == BROKER_REFUSED;
 	broker->disconnect();
 	broker_up = false;
+	blocked[0] = '\0';
 	counts.broker_losses++;
 }
 
@@ -375,14 +501,16 @@ run(const char *doing, bool cancel, const char *sql, int nparams, const char *co
 	return result;
 }
 
-/* The same for a query whose rows don't matter; whether it was run. */
+/* The same for a query that returns a number, if anything; whether it was run. */
 static bool
-run_only(const char *doing, const char *sql, int nparams, const char *const *params)
+run_only(const char *doing, const char *sql, int nparams, const char *const *params, int *number)
 {
 	double		begun = seconds();
 	PGresult   *result = run(doing, false, sql, nparams, params);
 
 	counts.database_seconds += seconds() - begun;
+	if (result != NULL && number != NULL)
+		*number = atoi(PQgetvalue(result, 0, 0));
 	PQclear(result);
 	return result != NULL;
 }
@@ -393,16 +521,25 @@ release(void)
 {
 	const char *params[] = {options.relay};
 
-	return run_only("giving messages back", "SELECT event_store.outbox_release($1)", 1, params);
+	return run_only("giving messages back", "SELECT event_store.outbox_release($1)", 1, params, NULL);
 }
 
 static bool
 connect_database(void)
 {
-	const char *names[] = {"dbname", "fallback_application_name", "client_encoding", NULL};
-	const char *values[] = {options.dbname, "event_store_relay", "UTF8", NULL};
+	/* what stands before dbname can be said otherwise there */
+	static const char *const names[] = {
+		"keepalives_idle", "keepalives_interval", "keepalives_count",
+		"connect_timeout", "dbname", "fallback_application_name", "client_encoding", NULL
+	};
+	const char *const values[] = {
+		"15", "5", "3", getenv("PGCONNECT_TIMEOUT") == NULL ? "10" : NULL,
+		options.dbname, "event_store_relay", "UTF8", NULL
+	};
 
+	connecting = 1;
 	db = PQconnectdbParams(names, values, 1);
+	connecting = 0;
 	if (PQstatus(db) != CONNECTION_OK)
 	{
 		relay_log("could not connect to the database: %s", PQerrorMessage(db));
@@ -414,7 +551,7 @@ connect_database(void)
 	if (!run_only("setting up the connection",
 				  "SELECT set_config('datestyle', 'ISO', false), set_config('statement_timeout', '0', false),"
 				  " set_config('default_transaction_isolation', 'read committed', false),"
-				  " set_config('default_transaction_read_only', 'off', false)", 0, NULL) ||
+				  " set_config('default_transaction_read_only', 'off', false)", 0, NULL, NULL) ||
 		!release())
 		return false;
 	counts.database_connects++;
@@ -453,31 +590,40 @@ take(PGresult **result, int *count)
 	char		wait[16];
 	const char *params[] = {options.relay, batch, lease, wait};
 	Message    *messages;
-	double		begun = seconds();
-	double		waited;
+	bool		wait_now = false;
 
 	*count = 0;
 	snprintf(batch, sizeof(batch), "%d", limit);
 	snprintf(lease, sizeof(lease), "%d s", options.lease);
-	snprintf(wait, sizeof(wait), "%d s", options.once ? 0 : options.wait);
-	*result = run("taking messages", true,
-				  "SELECT id, message_id, topic, key, type, payload, headers, published_at, attempt"
-				  " FROM event_store.outbox_poll($1, $2::int, $3::interval, nullif($4::interval, '0'))",
-				  4, params);
-	waited = seconds() - begun;
-	if (*result == NULL)
-		return NULL;
-	*count = PQntuples(*result);
-	/* a poll that has waited has not worked */
-	if (*count > 0 && waited < 0.5)
-		counts.database_seconds += waited;
-	if (*count == 0)
+	/* at first without waiting, so that it is known how long the database takes */
+	for (;;)
 	{
+		double		begun = seconds();
+
+		snprintf(wait, sizeof(wait), "%d s", wait_now ? options.wait : 0);
+		*result = run("taking messages", true,
+					  "SELECT id, message_id, topic, key, type, payload, headers, published_at, attempt"
+					  " FROM event_store.outbox_poll($1, $2::int, $3::interval, nullif($4::interval, '0'))",
+					  4, params);
+		*(wait_now ? &counts.idle_seconds : &counts.database_seconds) += seconds() - begun;
+		if (*result == NULL)
+			return NULL;
+		*count = PQntuples(*result);
+		if (*count > 0)
+			break;
 		PQclear(*result);
-		return NULL;
+		if (wait_now || options.once || options.wait == 0 || stopping || !broker_up)
+		{
+			/* nothing is there, and nothing waits for it in the poll */
+			if (!wait_now && !options.once && options.wait == 0)
+				nap(FIRST_DELAY);
+			return NULL;
+		}
+		wait_now = true;
 	}
 	counts.batches++;
 	counts.taken += *count;
+	taken_bytes = 0;
 	messages = relay_alloc(sizeof(Message) * *count);
 	for (int i = 0; i < *count; i++)
 	{
@@ -490,6 +636,7 @@ take(PGresult **result, int *count)
 		message->type = PQgetvalue(*result, i, 4);
 		message->payload = PQgetvalue(*result, i, 5);
 		message->payload_size = PQgetlength(*result, i, 5);
+		taken_bytes += message->payload_size + PQgetlength(*result, i, 6);
 		message->published_at = read_time(PQgetvalue(*result, i, 7));
 		if (!headers_parse(message, PQgetvalue(*result, i, 6)))
 			message_failed(message, "the headers are no JSON object");
@@ -533,6 +680,7 @@ tell(const char *doing, const char *sql, MessageState state, Message *messages, 
 	char	   *to_errors = errors;
 	const char *params[] = {options.relay, ids, errors};
 	int			told = 0;
+	int			taken_note_of = 0;
 	bool		good = true;
 
 	*to_ids++ = *to_errors++ = '{';
@@ -553,9 +701,14 @@ tell(const char *doing, const char *sql, MessageState state, Message *messages, 
 	end_array(ids, to_ids);
 	end_array(errors, to_errors);
 	if (told > 0)
-		good = run_only(doing, sql, state == MESSAGE_FAILED ? 3 : 2, params);
+		good = run_only(doing, sql, state == MESSAGE_FAILED ? 3 : 2, params, &taken_note_of);
 	if (told > 0 && good)
-		*counter += told;
+	{
+		*counter += taken_note_of;
+		if (taken_note_of < told)
+			relay_log("too late for %d of %d messages: they were not this relay's any more",
+					  told - taken_note_of, told);
+	}
 	free(ids);
 	free(errors);
 	return good;
@@ -599,46 +752,101 @@ compare_keys(const void *a, const void *b)
 	return order != 0 ? order : one < other ? -1 : one > other;
 }
 
+/* What is kept in mind while a batch is on its way. */
+typedef struct Patience
+{
+	double		heard;			/* when the outbox last heard of us */
+	double		progress;		/* when the broker last said something of a message */
+	double		give_up;		/* if the relay is to stop; 0: it is not */
+	uint64_t	answered;		/* messages of which something was said then */
+	double		confirm_seconds;
+} Patience;
+
+/* Waits a little for the broker. */
+static BrokerResult
+wait_a_little(Patience *patience, Message *messages, int count)
+{
+	BrokerResult result = broker->wait(100);
+	double		now = seconds();
+	uint64_t	answered = 0;
+
+	if (result != BROKER_OK)
+		return result;
+	write_metrics(false);
+	for (int i = 0; i < count; i++)
+		answered += messages[i].state == MESSAGE_CONFIRMED || messages[i].state == MESSAGE_FAILED;
+	/* one that says that it is blocked is there, and what it was sent will be done */
+	if (answered != patience->answered || blocked[0] != '\0')
+	{
+		patience->answered = answered;
+		patience->progress = now;
+	}
+	if (stopping && patience->give_up == 0)
+		patience->give_up = now + STOP_TIME / 1000.0;
+	if (patience->give_up > 0 && now > patience->give_up)
+		return BROKER_LOST;
+	if (now - patience->progress > options.timeout)
+	{
+		relay_log("%s has confirmed nothing for %d seconds", broker->name, options.timeout);
+		return BROKER_LOST;
+	}
+	/* the outbox is told that the messages are being worked on */
+	if (now - patience->heard > options.lease / 3.0)
+	{
+		char		lease[16];
+		const char *params[] = {options.relay, lease};
+
+		snprintf(lease, sizeof(lease), "%d s", options.lease);
+		patience->heard = now;
+		/* without the outbox there is no use in waiting */
+		if (!run_only("keeping messages",
+					  "SELECT event_store.outbox_heartbeat($1, $2::interval)", 2, params, NULL))
+			return BROKER_LOST;
+		if (!broker_up)
+			return BROKER_LOST;
+	}
+	return BROKER_OK;
+}
+
 /* Waits until the broker has said something of all that was sent. */
 static BrokerResult
-wait_for_all(Message *messages, int count)
+wait_for_all(Patience *patience, Message *messages, int count)
 {
-	double		heard = seconds();
-	double		give_up = 0;
+	BrokerResult result = BROKER_OK;
+	double		begun = seconds();
+	double		database = counts.database_seconds;
 
-	for (;;)
+	patience->progress = begun;
+	for (int first = 0; result == BROKER_OK;)
 	{
-		BrokerResult result;
-		bool		open = false;
-
-		for (int i = 0; i < count && !open; i++)
-			open = messages[i].state == MESSAGE_SENT;
-		if (!open)
-			return BROKER_OK;
-		result = broker->wait(100);
-		if (result != BROKER_OK)
-			return result;
-		write_metrics(false);
-		if (stopping && give_up == 0)
-			give_up = seconds() + STOP_TIME / 1000.0;
-		if (give_up > 0 && seconds() > give_up)
-			return BROKER_LOST;
-		/* the outbox is told that the messages are being worked on */
-		if (seconds() - heard > options.lease / 3.0)
-		{
-			char		lease[16];
-			const char *params[] = {options.relay, lease};
-
-			snprintf(lease, sizeof(lease), "%d s", options.lease);
-			heard = seconds();
-			/* without the outbox there is no use in waiting */
-			if (!run_only("keeping messages",
-						  "SELECT event_store.outbox_heartbeat($1, $2::interval)", 2, params))
-				return BROKER_LOST;
-			if (!broker_up)
-				return BROKER_LOST;
-		}
+		while (first < count && messages[first].state != MESSAGE_SENT)
+			first++;
+		if (first == count)
+			break;
+		result = wait_a_little(patience, messages, count);
 	}
+	patience->confirm_seconds += seconds() - begun - (counts.database_seconds - database);
+	return result;
+}
+
+/* Sends one, once the broker takes it. */
+static BrokerResult
+send_one(Patience *patience, Message *message, Message *messages, int count)
+{
+	BrokerResult result = BROKER_OK;
+
+	if (!broker->ready())
+	{
+		patience->progress = seconds();
+		do
+			result = wait_a_little(patience, messages, count);
+		while (result == BROKER_OK && !broker->ready() && !stopping);
+		if (result != BROKER_OK || stopping)
+			return result;
+	}
+	result = broker->send(message);
+	counts.sent += message->state == MESSAGE_SENT;
+	return result;
 }
 
 /*
@@ -654,6 +862,8 @@ send_all(Message *messages, int count)
 	BrokerResult result = BROKER_OK;
 	bool		more = true;
 	double		begun = seconds();
+	double		database = counts.database_seconds;
+	Patience	patience = {.heard = begun};
 
 	for (int i = 0; i < count; i++)
 		if (messages[i].key != NULL)
@@ -662,11 +872,8 @@ send_all(Message *messages, int count)
 
 	for (int i = 0; i < count && result == BROKER_OK; i++)
 		if ((messages[i].key == NULL || options.pipeline_keys) &&
-			messages[i].state == MESSAGE_WAITING)
-		{
-			result = broker->send(&messages[i]);
-			counts.sent += messages[i].state == MESSAGE_SENT;
-		}
+			messages[i].state == MESSAGE_WAITING && !stopping)
+			result = send_one(&patience, &messages[i], messages, count);
 	while (more && result == BROKER_OK)
 	{
 		more = false;
@@ -685,36 +892,40 @@ send_all(Message *messages, int count)
 				held = true;
 				if (message->state == MESSAGE_WAITING && !stopping)
 				{
-					result = broker->send(message);
-					counts.sent += message->state == MESSAGE_SENT;
+					result = send_one(&patience, message, messages, count);
 					more = true;
 				}
 			}
 			i = next;
 		}
 		if (result == BROKER_OK)
-			result = wait_for_all(messages, count);
+			result = wait_for_all(&patience, messages, count);
 	}
 	/* what is not confirmed is not: whoever sends it next sends it again */
 	if (result != BROKER_OK && broker_up)
 		lose_broker(result);
-	counts.broker_seconds += seconds() - begun;
+	counts.broker_seconds += seconds() - begun - (counts.database_seconds - database);
+	counts.confirm_seconds += patience.confirm_seconds;
 	free(keyed);
 	if (options.verbose && result == BROKER_OK)
 		relay_log("sent %d messages", count);
 }
 
 /*
- * One that makes the broker disconnect has failed if it was alone; after that, or if
- * there were others, the next ones are taken one by one.
+ * One that makes the broker disconnect has failed if it was alone; if there were
+ * others, the next ones are taken one by one.
  */
 static void
-judge(Message *messages, int count, int limit_before)
+judge(Message *messages, int count)
 {
-	if (!broker_up && limit == 1 && limit_before == 1 && count == 1 &&
-		messages[0].state == MESSAGE_SENT)
-		message_failed(&messages[0], "the broker has closed the connection because of the message");
-	if (broker_up && limit < options.batch)
+	if (!broker_up && refused && count == 1 && messages[0].state == MESSAGE_SENT)
+		message_failed(&messages[0], "the broker has closed the connection because of the message: %s", refusal);
+	if (!broker_up)
+		return;
+	/* what is taken at once is held in memory */
+	if (taken_bytes > MAX_BYTES && limit > 1)
+		limit /= 2;
+	else if (limit < options.batch && (taken_bytes * 2 <= MAX_BYTES || count < limit))
 		limit = limit * 2 > options.batch ? options.batch : limit * 2;
 }
 
@@ -723,8 +934,8 @@ judge(Message *messages, int count, int limit_before)
  * ----------------------------------------------------------------
  */
 
-/* Until it is to stop, or, with --once, until nothing is left. */
-static void
+/* Until it is to stop, or, with --once, until nothing is left; false: that could not be done. */
+static bool
 work(void)
 {
 	int			database_delay = FIRST_DELAY;
@@ -735,19 +946,24 @@ work(void)
 		PGresult   *result;
 		Message    *messages;
 		int			count;
-		int			limit_before = limit;
 
 		write_metrics(false);
 		if (db == NULL && !connect_database())
 		{
+			if (options.once)
+				return false;
 			nap(back_off(&database_delay));
 			continue;
 		}
 		if (!broker_up)
 		{
+			connecting = 1;
 			broker_up = broker->connect();
+			connecting = 0;
 			if (!broker_up)
 			{
+				if (options.once)
+					return false;
 				nap(back_off(&broker_delay));
 				continue;
 			}
@@ -763,13 +979,13 @@ work(void)
 		if (messages == NULL)
 		{
 			if (options.once && db != NULL && broker_up)
-				return;
+				return true;
 			continue;
 		}
 		if (broker_up)
 		{
 			send_all(messages, count);
-			judge(messages, count, limit_before);
+			judge(messages, count);
 			if (broker_up)
 				broker_delay = FIRST_DELAY;
 		}
@@ -783,12 +999,13 @@ work(void)
 		if (!broker_up)
 			nap(back_off(&broker_delay));
 	}
+	return true;
 }
 
 static void
-usage(FILE *to)
+usage(void)
 {
-	fprintf(to,
+	printf(
 			"event_store_relay sends messages of the outbox of a database to a broker.\n\n"
 			"Usage:\n  event_store_relay [OPTION]...\n\n"
 			"  -d, --dbname=CONNINFO    database, as for psql (default: as the environment says)\n"
@@ -802,6 +1019,7 @@ usage(FILE *to)
 			"  -w, --wait=SECONDS       a poll waits so long (default: %d)\n"
 			"  -m, --metrics=FILE       write metrics to this file, for Prometheus (default: to stderr)\n"
 			"  -i, --metrics-interval=SECONDS  how often; 0: never (default: %d)\n"
+			"  -t, --timeout=SECONDS    a broker that confirms nothing for so long is taken for lost (default: %d)\n"
 			"      --cacert=FILE        TLS: authorities that the broker's certificate is checked by\n"
 			"                           (default: the system's)\n"
 			"      --insecure           TLS: do not check it\n"
@@ -814,7 +1032,38 @@ usage(FILE *to)
 			"      --once               send what there is, and end\n"
 			"  -v, --verbose            tell more\n"
 			"  -?, --help, -V, --version\n",
-			MAX_BATCH, options.batch, options.lease, options.wait, options.metrics_interval);
+			MAX_BATCH, options.batch, options.lease, options.wait, options.metrics_interval, options.timeout);
+}
+
+static void __attribute__((noreturn))
+bad_option(const char *what)
+{
+	fprintf(stderr, "event_store_relay: %s\n", what);
+	exit(2);
+}
+
+/* An argument, out of the sight of ps if there is a password in it. */
+static const char *
+keep_secret(char *argument, bool secret)
+{
+	char	   *result;
+
+	if (!secret)
+		return argument;
+	result = relay_alloc(strlen(argument) + 1);
+	strcpy(result, argument);
+	memset(argument, '*', strlen(argument));
+	return result;
+}
+
+static void
+check_readable(const char *name, const char *file)
+{
+	if (file != NULL && access(file, R_OK) != 0)
+	{
+		fprintf(stderr, "event_store_relay: could not read the file \"%s\" of --%s: %s\n", file, name, strerror(errno));
+		exit(2);
+	}
 }
 
 static int
@@ -831,6 +1080,25 @@ number(const char *name, const char *text, int low, int high)
 		exit(2);
 	}
 	return (int) result;
+}
+
+/* What no attempt to connect would make better. */
+static void
+check_dbname(void)
+{
+	PQconninfoOption *parsed;
+	char	   *error = NULL;
+
+	/* otherwise it is the name of a database */
+	if (strchr(options.dbname, '=') == NULL && strstr(options.dbname, "://") == NULL)
+		return;
+	parsed = PQconninfoParse(options.dbname, &error);
+	if (parsed == NULL)
+	{
+		fprintf(stderr, "event_store_relay: --dbname: %s", error == NULL ? "out of memory\n" : error);
+		exit(2);
+	}
+	PQconninfoFree(parsed);
 }
 
 static void
@@ -851,6 +1119,7 @@ read_options(int argc, char **argv)
 		{"wait", required_argument, NULL, 'w'},
 		{"metrics", required_argument, NULL, 'm'},
 		{"metrics-interval", required_argument, NULL, 'i'},
+		{"timeout", required_argument, NULL, 't'},
 		{"cacert", required_argument, NULL, CACERT},
 		{"cert", required_argument, NULL, CERT},
 		{"key", required_argument, NULL, KEY},
@@ -872,17 +1141,17 @@ read_options(int argc, char **argv)
 	/* the option -? is not known from one that is not known */
 	if (argc == 2 && (strcmp(argv[1], "-?") == 0 || strcmp(argv[1], "--help") == 0))
 	{
-		usage(stdout);
+		usage();
 		exit(0);
 	}
-	while ((option = getopt_long(argc, argv, "d:b:n:e:r:B:l:w:m:i:X:vV", known, NULL)) != -1)
+	while ((option = getopt_long(argc, argv, "d:b:n:e:r:B:l:w:m:i:t:X:vV", known, NULL)) != -1)
 		switch (option)
 		{
 			case 'd':
-				options.dbname = optarg;
+				options.dbname = keep_secret(optarg, strstr(optarg, "password") != NULL || strchr(optarg, '@') != NULL);
 				break;
 			case 'b':
-				options.broker = optarg;
+				options.broker = keep_secret(optarg, strchr(optarg, '@') != NULL);
 				break;
 			case 'n':
 				options.relay = optarg;
@@ -908,6 +1177,9 @@ read_options(int argc, char **argv)
 			case 'i':
 				options.metrics_interval = number("metrics-interval", optarg, 0, 86400);
 				break;
+			case 't':
+				options.timeout = number("timeout", optarg, 1, 86400);
+				break;
 			case CACERT:
 				options.ca_file = optarg;
 				break;
@@ -930,8 +1202,10 @@ read_options(int argc, char **argv)
 				options.pipeline_keys = true;
 				break;
 			case 'X':
-				if (options.nproperties < (int) (sizeof(options.properties) / sizeof(char *)))
-					options.properties[options.nproperties++] = optarg;
+				if (options.nproperties == (int) (sizeof(options.properties) / sizeof(char *)))
+					bad_option("there are too many -X");
+				options.properties[options.nproperties++] =
+					keep_secret(optarg, strstr(optarg, "password") != NULL || strstr(optarg, "secret") != NULL);
 				break;
 			case ONCE:
 				options.once = true;
@@ -954,25 +1228,24 @@ read_options(int argc, char **argv)
 					);
 				exit(0);
 			default:
-				usage(stderr);
-				exit(2);
+				bad_option("see --help");
 		}
 	if (optind < argc)
-	{
-		usage(stderr);
-		exit(2);
-	}
+		bad_option("there are no arguments but options: see --help");
 	if (options.relay == NULL)
 	{
 		if (gethostname(host, sizeof(host) - 1) != 0)
 			strcpy(host, "relay");
 		options.relay = host;
 	}
+	if (options.relay[0] == '\0')
+		bad_option("--relay must not be empty");
 	if ((options.cert_file == NULL) != (options.key_file == NULL))
-	{
-		fprintf(stderr, "event_store_relay: --cert and --key go together\n");
-		exit(2);
-	}
+		bad_option("--cert and --key go together");
+	check_readable("cacert", options.ca_file);
+	check_readable("cert", options.cert_file);
+	check_readable("key", options.key_file);
+	check_dbname();
 }
 
 static void
@@ -988,16 +1261,16 @@ choose_broker(void)
 		broker = &kafka;
 #endif
 	if (broker == NULL)
-	{
-		fprintf(stderr, "event_store_relay: --broker must be a URL of a broker that this program was built with (see --version)\n");
+		bad_option("--broker must be a URL of a broker that this program was built with (see --version)");
+	if (!broker->check())
 		exit(2);
-	}
 }
 
 int
 main(int argc, char **argv)
 {
 	struct sigaction action = {0};
+	bool		good;
 
 	read_options(argc, argv);
 	choose_broker();
@@ -1013,12 +1286,14 @@ main(int argc, char **argv)
 	action.sa_handler = stop;
 	sigaction(SIGTERM, &action, NULL);
 	sigaction(SIGINT, &action, NULL);
+	action.sa_handler = out_of_time;
+	sigaction(SIGALRM, &action, NULL);
 	action.sa_handler = SIG_IGN;
 	sigaction(SIGPIPE, &action, NULL);
 
 	limit = options.batch;
 	next_metrics = seconds() + options.metrics_interval;
-	work();
+	good = work();
 
 	if (db != NULL)
 	{
@@ -1033,5 +1308,5 @@ main(int argc, char **argv)
 	write_metrics(true);
 	if (options.verbose)
 		relay_log("stopped");
-	return 0;
+	return good ? 0 : 1;
 }

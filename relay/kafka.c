@@ -15,6 +15,8 @@
 
 #include "relay.h"
 
+#define MAX_TOPIC		249		/* bytes of a topic's name */
+
 static rd_kafka_t *producer = NULL;
 static bool broken = false;
 
@@ -37,6 +39,9 @@ delivered(rd_kafka_t *from, const rd_kafka_message_t *report, void *arg)
 		case RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART:
 		case RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION:
 		case RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC:
+		case RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP:
+		case RD_KAFKA_RESP_ERR_POLICY_VIOLATION:
+		case RD_KAFKA_RESP_ERR_UNSUPPORTED_FOR_MESSAGE_FORMAT:
 			message_failed(message, "Kafka has refused the message: %s", rd_kafka_err2str(report->err));
 			break;
 		default:
@@ -53,7 +58,18 @@ failed(rd_kafka_t *from, int err, const char *reason, void *arg)
 	(void) arg;
 	if (err == RD_KAFKA_RESP_ERR__FATAL)
 		broken = true;
-	relay_log("Kafka: %s: %s", rd_kafka_err2name(err), reason);
+	/* of connections the library's log tells */
+	if (err != RD_KAFKA_RESP_ERR__TRANSPORT)
+		relay_log("Kafka: %s: %s", rd_kafka_err2name(err), reason);
+}
+
+/* The library's own lines, among ours. */
+static void
+logged(const rd_kafka_t *from, int level, const char *facility, const char *text)
+{
+	(void) from;
+	(void) level;
+	relay_log("librdkafka: %s: %s", facility, text);
 }
 
 static void
@@ -79,24 +95,29 @@ set(rd_kafka_conf_t *conf, const char *name, const char *value)
 	return false;
 }
 
-static bool
-kafka_connect(void)
+/* A producer by the options; NULL: they are not good. */
+static rd_kafka_t *
+make_producer(void)
 {
 	const char *servers = options.broker + strlen("kafka://");
 	rd_kafka_conf_t *conf = rd_kafka_conf_new();
-	const struct rd_kafka_metadata *metadata;
-	rd_kafka_resp_err_t err;
+	rd_kafka_t *result;
+	char		timeout[16];
 	char		error[256];
 	bool		good = true;
 
 	rd_kafka_conf_set_dr_msg_cb(conf, delivered);
 	rd_kafka_conf_set_error_cb(conf, failed);
+	rd_kafka_conf_set_log_cb(conf, logged);
+	snprintf(timeout, sizeof(timeout), "%d", options.timeout * 1000);
 	/* without servers: those of a mock cluster */
 	if (servers[0] != '\0')
 		good = set(conf, "bootstrap.servers", servers);
+	/* keys go where producers in Java, and what joins their topics, put them */
 	good = good && set(conf, "enable.idempotence", "true") &&
 		set(conf, "client.id", options.relay) &&
-		set(conf, "message.timeout.ms", "30000") &&
+		set(conf, "message.timeout.ms", timeout) &&
+		set(conf, "partitioner", "murmur2_random") &&
 		set(conf, "linger.ms", "1");
 	if (options.ca_file != NULL)
 		good = good && set(conf, "security.protocol", "ssl") &&
@@ -123,19 +144,36 @@ kafka_connect(void)
 		}
 		free(name);
 	}
-	if (!good)
+	result = good ? rd_kafka_new(RD_KAFKA_PRODUCER, conf, error, sizeof(error)) : NULL;
+	if (result == NULL)
 	{
+		if (good)
+			relay_log("Kafka: %s", error);
 		rd_kafka_conf_destroy(conf);
-		return false;
 	}
+	return result;
+}
+
+static bool
+kafka_check(void)
+{
+	rd_kafka_t *tried = make_producer();
+
+	if (tried != NULL)
+		rd_kafka_destroy(tried);
+	return tried != NULL;
+}
+
+static bool
+kafka_connect(void)
+{
+	const struct rd_kafka_metadata *metadata;
+	rd_kafka_resp_err_t err;
+
 	broken = false;
-	producer = rd_kafka_new(RD_KAFKA_PRODUCER, conf, error, sizeof(error));
+	producer = make_producer();
 	if (producer == NULL)
-	{
-		relay_log("Kafka: %s", error);
-		rd_kafka_conf_destroy(conf);
 		return false;
-	}
 	/* so that messages stay in the outbox while nobody is there */
 	err = rd_kafka_metadata(producer, 0, NULL, &metadata, 10000);
 	if (err != RD_KAFKA_RESP_ERR_NO_ERROR)
@@ -148,14 +186,37 @@ kafka_connect(void)
 	return true;
 }
 
+static bool
+kafka_ready(void)
+{
+	return true;
+}
+
+/* What Kafka calls a topic; a broker refuses other names, but only in the end. */
+static bool
+is_topic(const char *name)
+{
+	size_t		size = strlen(name);
+
+	return size > 0 && size <= MAX_TOPIC && strcmp(name, ".") != 0 && strcmp(name, "..") != 0 &&
+		strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") == size;
+}
+
 static BrokerResult
 kafka_send(Message *message)
 {
 	char	   *topic = message_route(message);
-	rd_kafka_headers_t *headers = rd_kafka_headers_new(message->nheaders + 2);
+	rd_kafka_headers_t *headers;
 	size_t		key_size = message->key == NULL ? 0 : strlen(message->key);
 	rd_kafka_resp_err_t err;
 
+	if (!is_topic(topic))
+	{
+		message_failed(message, "the topic is none for Kafka: that has 1 to %d of the characters a-z, A-Z, 0-9, \".\", \"_\", \"-\"", MAX_TOPIC);
+		free(topic);
+		return BROKER_OK;
+	}
+	headers = rd_kafka_headers_new(message->nheaders + 2);
 	rd_kafka_header_add(headers, "message_id", -1, message->message_id, -1);
 	rd_kafka_header_add(headers, "type", -1, message->type, -1);
 	for (int i = 0; i < message->nheaders; i++)
@@ -198,7 +259,9 @@ kafka_wait(int milliseconds)
 
 const Broker kafka = {
 	.name = "Kafka",
+	.check = kafka_check,
 	.connect = kafka_connect,
+	.ready = kafka_ready,
 	.send = kafka_send,
 	.wait = kafka_wait,
 	.disconnect = kafka_disconnect

@@ -6,9 +6,11 @@
  * published on it from 1 on, and confirms by number, several at once if it likes.
  * A message that no queue takes comes back before it is confirmed, with its
  * message_id.  If the broker closes the channel it does so because of something
- * that was published, or asked for.
+ * that was published, or asked for.  Short of memory or disk it says that it is
+ * blocked, and reads nothing more until that is over.
  */
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +34,7 @@
 /* the authorities that Debian trusts */
 #define SYSTEM_CERTIFICATES	"/etc/ssl/certs/ca-certificates.crt"
 #define MAX_SHORT		255		/* bytes of a short string of the protocol */
+#define MIN_BUFFER		16384	/* what a socket takes at once if it takes anything */
 
 static amqp_connection_state_t connection = NULL;
 
@@ -41,11 +44,30 @@ static uint64_t first_tag;
 static int	nsent;
 static int	room;
 
+static bool blocked = false;	/* the broker says that it reads nothing */
+
 static BrokerResult
 lost(const char *doing, int status)
 {
 	relay_log("connection to RabbitMQ lost while %s: %s", doing, amqp_error_string2(status));
 	return BROKER_LOST;
+}
+
+static bool
+contains(amqp_bytes_t text, const char *part)
+{
+	return memmem(text.bytes, text.len, part, strlen(part)) != NULL;
+}
+
+/* The broker has closed something. */
+static void
+explain(const char *doing, const char *what, unsigned code, amqp_bytes_t text)
+{
+	char		why[200];
+
+	snprintf(why, sizeof(why), "%u %.*s", code, (int) text.len, (char *) text.bytes);
+	relay_log("RabbitMQ closed the %s while %s: %s", what, doing, why);
+	broker_refused(why);
 }
 
 /* What the broker has said instead of what it was asked for. */
@@ -58,17 +80,16 @@ refused(const char *doing, amqp_rpc_reply_t reply)
 	{
 		amqp_channel_close_t *close = reply.reply.decoded;
 
-		relay_log("RabbitMQ closed the channel while %s: %u %.*s", doing, close->reply_code,
-				  (int) close->reply_text.len, (char *) close->reply_text.bytes);
-		/* without the exchange, or the right to it, no message is to blame */
-		return close->reply_code == 403 || close->reply_code == 404 ? BROKER_LOST : BROKER_REFUSED;
+		explain(doing, "channel", close->reply_code, close->reply_text);
+		/* without the exchange, or the right to it, no message is to blame; without the right to its topic it is */
+		return close->reply_code == 404 || (close->reply_code == 403 && !contains(close->reply_text, "topic '")) ?
+			BROKER_LOST : BROKER_REFUSED;
 	}
 	if (reply.reply.id == AMQP_CONNECTION_CLOSE_METHOD)
 	{
 		amqp_connection_close_t *close = reply.reply.decoded;
 
-		relay_log("RabbitMQ closed the connection while %s: %u %.*s", doing, close->reply_code,
-				  (int) close->reply_text.len, (char *) close->reply_text.bytes);
+		explain(doing, "connection", close->reply_code, close->reply_text);
 		/* 320: it is stopped; 5xx: because of what was sent */
 		return close->reply_code >= 500 && close->reply_code != 541 ? BROKER_REFUSED : BROKER_LOST;
 	}
@@ -87,6 +108,17 @@ done(const char *doing)
 	return false;
 }
 
+static amqp_table_entry_t
+string_header(const char *name, const char *value)
+{
+	amqp_table_entry_t entry;
+
+	entry.key = amqp_cstring_bytes(name);
+	entry.value.kind = AMQP_FIELD_KIND_UTF8;
+	entry.value.value.bytes = amqp_cstring_bytes(value);
+	return entry;
+}
+
 static void
 rabbitmq_disconnect(void)
 {
@@ -96,6 +128,44 @@ rabbitmq_disconnect(void)
 	amqp_destroy_connection(connection);
 	connection = NULL;
 	nsent = 0;
+	blocked = false;
+}
+
+/* Whether the options make sense. */
+static bool
+rabbitmq_check(void)
+{
+	struct amqp_connection_info info;
+	char	   *url = strdup(options.broker);
+	bool		good = url != NULL && amqp_parse_url(url, &info) == AMQP_STATUS_OK;
+
+	free(url);
+	if (!good)
+		relay_log("the broker's address is no AMQP URL");
+	else if (strlen(options.exchange) > MAX_SHORT)
+	{
+		relay_log("the name of the exchange is longer than %d bytes", MAX_SHORT);
+		good = false;
+	}
+	return good;
+}
+
+/* Says who we are, and that we understand when the broker says that it is blocked. */
+static amqp_rpc_reply_t
+log_in(const struct amqp_connection_info *info)
+{
+	amqp_table_entry_t capability = {.key = amqp_cstring_bytes("connection.blocked")};
+	amqp_table_entry_t properties[2];
+	amqp_table_t table = {2, properties};
+
+	capability.value.kind = AMQP_FIELD_KIND_BOOLEAN;
+	capability.value.value.boolean = true;
+	properties[0].key = amqp_cstring_bytes("capabilities");
+	properties[0].value.kind = AMQP_FIELD_KIND_TABLE;
+	properties[0].value.value.table = (amqp_table_t) {1, &capability};
+	properties[1] = string_header("connection_name", options.relay);
+	return amqp_login_with_properties(connection, info->vhost, 0, MAX_FRAME, HEARTBEAT, &table,
+									  AMQP_SASL_METHOD_PLAIN, info->user, info->password);
 }
 
 static amqp_socket_t *
@@ -154,8 +224,7 @@ rabbitmq_connect(void)
 	{
 		(void) amqp_set_handshake_timeout(connection, &timeout);
 		(void) amqp_set_rpc_timeout(connection, &timeout);
-		reply = amqp_login(connection, info.vhost, 0, MAX_FRAME, HEARTBEAT,
-						   AMQP_SASL_METHOD_PLAIN, info.user, info.password);
+		reply = log_in(&info);
 		if (reply.reply_type != AMQP_RESPONSE_NORMAL)
 			(void) refused("logging in", reply);
 		else
@@ -185,16 +254,16 @@ rabbitmq_connect(void)
 	return connected;
 }
 
-static amqp_table_entry_t
-string_header(const char *name, const char *value)
+/* Whether the socket takes something, as far as that can be known. */
+static bool
+rabbitmq_ready(void)
 {
-	amqp_table_entry_t entry;
+	struct pollfd fd = {amqp_get_sockfd(connection), POLLOUT, 0};
 
-	entry.key = amqp_cstring_bytes(name);
-	entry.value.kind = AMQP_FIELD_KIND_UTF8;
-	entry.value.value.bytes = amqp_cstring_bytes(value);
-	return entry;
+	return !blocked && poll(&fd, 1, 0) != 0;
 }
+
+static BrokerResult rabbitmq_wait(int milliseconds);
 
 static BrokerResult
 rabbitmq_send(Message *message)
@@ -203,7 +272,9 @@ rabbitmq_send(Message *message)
 	amqp_table_entry_t *headers;
 	amqp_bytes_t payload;
 	char	   *route = message_route(message);
-	size_t		headers_size = 0;
+	/* what else goes into the frame of the headers, with room to spare */
+	size_t		headers_size = strlen(message->type) + strlen(message->message_id) + 200 +
+		(message->key == NULL ? 0 : strlen(message->key));
 	int			nheaders = 0;
 	int			status;
 
@@ -216,7 +287,7 @@ rabbitmq_send(Message *message)
 	if (strlen(route) > MAX_SHORT)
 		message_failed(message, "the routing key is longer than %d bytes", MAX_SHORT);
 	/* all of them go into one frame */
-	else if (headers_size > MAX_FRAME - 4096)
+	else if (headers_size > (size_t) amqp_get_frame_max(connection))
 		message_failed(message, "the headers are larger than a frame");
 	if (message->state == MESSAGE_FAILED)
 	{
@@ -225,8 +296,10 @@ rabbitmq_send(Message *message)
 	}
 
 	headers = relay_alloc(sizeof(amqp_table_entry_t) * (message->nheaders + 2));
+	/* a table has each name once */
 	for (int i = 0; i < message->nheaders; i++)
-		headers[nheaders++] = string_header(message->headers[i].name, message->headers[i].value);
+		if (message->key == NULL || strcmp(message->headers[i].name, "key") != 0)
+			headers[nheaders++] = string_header(message->headers[i].name, message->headers[i].value);
 	if (message->key != NULL)
 		headers[nheaders++] = string_header("key", message->key);
 	properties._flags = AMQP_BASIC_CONTENT_TYPE_FLAG | AMQP_BASIC_DELIVERY_MODE_FLAG |
@@ -254,15 +327,25 @@ rabbitmq_send(Message *message)
 		if (unconfirmed == NULL)
 			abort();
 	}
+	/* from now on it may arrive */
+	unconfirmed[nsent++] = message;
+	message->state = MESSAGE_SENT;
+	/* the library waits without end for a broker that does not read what is large */
+	if (headers_size + payload.len > MIN_BUFFER)
+		guard_socket(amqp_get_sockfd(connection));
 	status = amqp_basic_publish(connection, CHANNEL, amqp_cstring_bytes(options.exchange),
 								amqp_cstring_bytes(route), options.mandatory, false,
 								&properties, payload);
+	if (headers_size + payload.len > MIN_BUFFER)
+		unguard_socket();
 	free(headers);
 	free(route);
 	if (status != AMQP_STATUS_OK)
-		return lost("publishing", status);
-	unconfirmed[nsent++] = message;
-	message->state = MESSAGE_SENT;
+	{
+		relay_log("could not publish: %s", amqp_error_string2(status));
+		/* it may have said why */
+		return rabbitmq_wait(0) == BROKER_REFUSED ? BROKER_REFUSED : BROKER_LOST;
+	}
 	return BROKER_OK;
 }
 
@@ -277,9 +360,6 @@ confirm_one(uint64_t tag, bool accepted)
 	if (message == NULL)
 		return;
 	unconfirmed[tag - first_tag] = NULL;
-	/* one that came back is confirmed as well */
-	if (message->state == MESSAGE_FAILED)
-		return;
 	if (accepted)
 		message_confirmed(message);
 	else
@@ -323,7 +403,11 @@ take_back(const amqp_basic_return_t *reason)
 			strlen(unconfirmed[i]->message_id) == returned.properties.message_id.len &&
 			memcmp(unconfirmed[i]->message_id, returned.properties.message_id.bytes,
 				   returned.properties.message_id.len) == 0)
+		{
 			message_failed(unconfirmed[i], "RabbitMQ has returned the message: %d %s", code, text);
+			/* its confirmation may come when the message is not there any more */
+			unconfirmed[i] = NULL;
+		}
 	amqp_destroy_message(&returned);
 	return BROKER_OK;
 }
@@ -368,6 +452,20 @@ rabbitmq_wait(int milliseconds)
 			case AMQP_BASIC_RETURN_METHOD:
 				result = take_back(frame.payload.method.decoded);
 				break;
+			case AMQP_CONNECTION_BLOCKED_METHOD:
+				{
+					amqp_connection_blocked_t *why = frame.payload.method.decoded;
+					char		text[128];
+
+					snprintf(text, sizeof(text), "%.*s", (int) why->reason.len, (char *) why->reason.bytes);
+					broker_blocked(text);
+					blocked = true;
+				}
+				break;
+			case AMQP_CONNECTION_UNBLOCKED_METHOD:
+				broker_blocked(NULL);
+				blocked = false;
+				break;
 			case AMQP_CHANNEL_CLOSE_METHOD:
 			case AMQP_CONNECTION_CLOSE_METHOD:
 				{
@@ -385,7 +483,9 @@ rabbitmq_wait(int milliseconds)
 
 const Broker rabbitmq = {
 	.name = "RabbitMQ",
+	.check = rabbitmq_check,
 	.connect = rabbitmq_connect,
+	.ready = rabbitmq_ready,
 	.send = rabbitmq_send,
 	.wait = rabbitmq_wait,
 	.disconnect = rabbitmq_disconnect

@@ -50,8 +50,14 @@ typedef struct Broker
 {
 	const char *name;
 
+	/* whether the options are good; if not, says why by relay_log() */
+	bool		(*check) (void);
+
 	/* connects; on failure says why by relay_log() */
 	bool		(*connect) (void);
+
+	/* whether something can be sent without waiting */
+	bool		(*ready) (void);
 
 	/* sends one; a message that cannot be sent fails, and the connection stays */
 	BrokerResult (*send) (Message *message);
@@ -78,6 +84,7 @@ typedef struct Options
 	int			batch;
 	int			lease;
 	int			wait;
+	int			timeout;
 	bool		insecure;
 	bool		declare;
 	bool		mandatory;
@@ -95,6 +102,10 @@ extern void relay_log(const char *format,...) __attribute__((format(printf, 1, 2
 extern void *relay_alloc(size_t size) __attribute__((noinline));
 extern void message_confirmed(Message *message);
 extern void message_failed(Message *message, const char *format,...) __attribute__((format(printf, 2, 3)));
+extern void broker_blocked(const char *why);
+extern void broker_refused(const char *why);
+extern void guard_socket(int socket);
+extern void unguard_socket(void);
 extern char *message_route(const Message *message);
 
 /* headers.c */

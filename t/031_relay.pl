@@ -41,6 +41,23 @@ sub run_once
 	return $stderr;
 }
 
+# Empties the outbox.
+sub run_discarding
+{
+	sql(<<'EOT');
+DO $$
+DECLARE
+	_count bigint;
+BEGIN
+	LOOP
+		SELECT count(event_store.outbox_nack('once', p.id, 'discarded')) INTO _count FROM event_store.outbox_poll('once', 1000) AS p;
+		EXIT WHEN _count = 0;
+	END LOOP;
+	PERFORM event_store.outbox_discard_dead_letters('test'), event_store.alter_outbox(max_attempts => 25);
+END $$
+EOT
+}
+
 sub sql { return $node->safe_psql('postgres', $_[0]) }
 sub status { return sql('SELECT waiting, leased, retries, parked, dead_letters FROM event_store.outbox_status') }
 
@@ -51,10 +68,114 @@ sub status { return sql('SELECT waiting, leased, retries, parked, dead_letters F
 like($version, qr/^event_store_relay \d/, 'it knows its version');
 command_fails([ $relay, '-b', 'http://x' ], 'another URL is refused');
 command_fails([ $relay, '-b', 'amqp://x', '--batch', '0' ], 'a number out of bounds is refused');
+foreach my $case (
+	[ [ '-b', 'amqp://x', '-n', '' ], qr/--relay must not be empty/, 'an empty name' ],
+	[ [ '-b', 'amqp://x', '-d', 'dbname=x password' ], qr/--dbname: missing/, 'connection parameters that are none' ],
+	[ [ '-b', 'amqp://x', '--cacert', "$dir/nowhere" ], qr/could not read .*--cacert: No such/, 'authorities that are not there' ],
+	[ [ '-b', 'amqp://x', '--cert', $relay ], qr/go together/, 'a certificate without its key' ],
+	[ [ '-b', 'amqp://x:port/' ], $version =~ /RabbitMQ/ ? qr/no AMQP URL/ : qr/--broker/, 'an address that is none' ],
+	[ [ '-b', 'amqp://x', '-e', 'x' x 256 ], $version =~ /RabbitMQ/ ? qr/exchange is longer/ : qr/--broker/, 'an exchange whose name is too long' ],
+	[ [ '-b', 'kafka://x', '-X', 'nonsense=1' ], $version =~ /Kafka/ ? qr/No such configuration/ : qr/--broker/, 'a property that nobody knows' ],
+	[ [ '-b', 'kafka://x', '-X', 'acks=0' ], $version =~ /Kafka/ ? qr/acks/ : qr/--broker/, 'properties that contradict each other' ],
+	[ [ '-b', 'kafka://x', ('-X', 'linger.ms=1') x 65 ], qr/too many -X/, 'too many properties' ])
+{
+	my ($options, $like, $what) = @$case;
+	my ($stdout, $stderr);
+
+	IPC::Run::run([ $relay, @$options ], '>', \$stdout, '2>', \$stderr, IPC::Run::timeout(20));
+	is($? >> 8, 2, "$what: refused at once");
+	like($stderr, $like, 'with the reason');
+}
 
 # ---------------------------------------------------------------------------
 # RabbitMQ
 # ---------------------------------------------------------------------------
+
+# What real servers seldom do: a broker made for it.
+SKIP:
+{
+	skip 'the relay was built without RabbitMQ', 1 unless $version =~ /RabbitMQ/;
+	skip 'no Python is installed', 1 unless have_python();
+	my ($fake, $fake_port);
+	my $start_fake = sub {
+		$fake_port = PostgreSQL::Test::Cluster::get_free_port();
+		$fake = start_python('amqp_broker.py', $fake_port, @_);
+		return wait_until(sub { -s $fake->{out} });
+	};
+	my $end_fake = sub {
+		end_program($fake, 'KILL');
+		sql('SELECT event_store.alter_outbox(max_attempts => 1)');
+		run_discarding();
+		sql('SELECT event_store.alter_outbox(max_attempts => 1)');
+	};
+	my $url = sub { return "amqp://guest:secret\@127.0.0.1:$fake_port" };
+
+	# There is no broker at all.
+	$fake_port = PostgreSQL::Test::Cluster::get_free_port();
+	sql(q{SELECT event_store.alter_outbox(max_attempts => 1)});
+	my ($stdout, $stderr);
+	IPC::Run::run([ $relay, '-d', $node->connstr('postgres'), '-b', $url->(), '--once' ], '>', \$stdout, '2>', \$stderr, IPC::Run::timeout(20));
+	is($? >> 8, 1, 'with --once a relay without a broker ends, with 1');
+
+	# It says that messages came back, and confirms them when they are long gone.
+	$start_fake->('late');
+	sql(q{SELECT count(event_store.publish('nobody', NULL, '1')) FROM generate_series(1, 500)});
+	my $one = start_relay($node, 'postgres', $url->(), '-n', 'a"b', '-m', "$dir/metrics.fake");
+	ok(wait_until(sub { status() eq '0|0|0|0|500' }), 'messages come back') or diag status();
+	unlike(slurp_file("/proc/" . $one->{harness}->{KIDS}[0]{PID} . '/cmdline'), qr/secret/, 'the password is not in the list of processes')
+	  if -d '/proc/self';
+	sql(q{SELECT count(event_store.publish('order', NULL, '1')) FROM generate_series(1, 500)});
+	ok(wait_until(sub { () = slurp_file($fake->{out}) =~ /^order$/mg >= 500 }), 'others are sent');
+	usleep(300_000);
+	is(status(), '0|500|0|0|500', 'what was confirmed is not taken for them');
+	ok(wait_until(sub { slurp_file("$dir/metrics.fake") =~ /^event_store_relay_failed_total\{relay="a\\"b"\} 500$/m }), 'metrics with a name that has a quotation mark');
+	end_program($one, 'KILL');
+	sql(q{SELECT event_store.outbox_release('a"b')});
+	$end_fake->();
+
+	# It confirms nothing: it is left, and that is no fault of the message.
+	$start_fake->('mute');
+	sql(q{SELECT event_store.publish('order', NULL, '1')});
+	$one = start_relay($node, 'postgres', $url->(), '-n', 'mute', '-t', '1', '-B', '1');
+	ok(wait_until(sub { slurp_file($one->{log}) =~ /(confirmed nothing for 1 seconds.*){2}/s }), 'a broker that confirms nothing is taken for lost');
+	is(end_program($one, 'TERM'), 0, 'the relay stops');
+	is(status(), '1|0|0|0|0', 'the message waits');
+	$end_fake->();
+
+	# It takes nothing for a while, and says so.
+	$start_fake->('blocked');
+	sql(q{SELECT count(event_store.publish('order', NULL, to_jsonb(repeat('x', 50000)))) FROM generate_series(1, 200)});
+	$one = start_relay($node, 'postgres', $url->(), '-n', 'blocked', '-t', '1');
+	ok(wait_until(sub { status() eq '0|0|0|0|0' }), 'a broker that was blocked gets its messages');
+	is(scalar(() = slurp_file($fake->{out}) =~ /^order$/mg), 200, 'each once');
+	like(slurp_file($one->{log}), qr/takes no messages: low on memory.*takes messages again/s, 'and the log says why it took so long');
+	is(end_program($one, 'TERM'), 0, 'the relay stops');
+	$end_fake->();
+
+	# It reads no more, within a message.
+	$start_fake->('stuck');
+	sql(q{SELECT event_store.publish('order', NULL, '1'), event_store.publish('order', NULL, to_jsonb(repeat('x', 20000000)))});
+	$one = start_relay($node, 'postgres', $url->(), '-n', 'stuck', '-t', '2');
+	ok(wait_until(sub { slurp_file($one->{log}) =~ /could not publish/ }), 'a broker that reads no more is taken for lost');
+	is(end_program($one, 'TERM'), 0, 'the relay stops');
+	is(status(), '2|0|0|0|0', 'and gives back what it has');
+	$end_fake->();
+
+	# It says nothing, to begin with.
+	$start_fake->('silent');
+	sql(q{SELECT event_store.publish('order', NULL, '1')});
+	$one = start_relay($node, 'postgres', $url->(), '-n', 'silent');
+	usleep(500_000);
+	is(end_program($one, 'TERM'), 0, 'a relay that connects to a broker that says nothing stops');
+	$end_fake->();
+
+	# Its frames are small.
+	$start_fake->('blocked', 4096);
+	sql(q{SELECT event_store.publish('order', NULL, '1', jsonb_build_object('h', repeat('x', 5000))), event_store.publish('order', NULL, to_jsonb(repeat('x', 50000)))});
+	like(run_once($url->()), qr/headers are larger than a frame/, 'headers that are too large for a frame');
+	is(status(), '0|0|0|0|1', 'make a dead letter, and the other message is sent');
+	$end_fake->();
+}
 
 # A certificate by an authority of our own, for localhost.
 sub make_certificates
@@ -163,9 +284,7 @@ EOT
 	ok(wait_until(sub { -e "$dir/metrics" && slurp_file("$dir/metrics") =~ /^event_store_relay_acknowledged_total\{relay="clean"\} 50$/m }),
 		'metrics say that all is acknowledged');
 	like(slurp_file("$dir/metrics"), qr/^event_store_relay_broker_up\{relay="clean"\} 1$/m, 'and that the broker is there');
-	my $begun = time;
-	is(end_program($clean, 'TERM'), 0, 'it stops with 0');
-	ok(time - $begun < 5, 'at once, although it waits for messages') or diag slurp_file($clean->{log});
+	is(end_program($clean, 'TERM'), 0, 'it stops with 0, although it waits for messages') or diag slurp_file($clean->{log});
 	like(slurp_file("$dir/metrics"), qr/^event_store_relay_database_up\{relay="clean"\} 0$/m, 'and says so');
 
 	# Chaos.
@@ -315,21 +434,69 @@ SKIP:
 	my ($servers) = $mock_out =~ /^(.*)\n/;
 
 	sql(q{SELECT event_store.publish('order', 'k' || i % 30, to_jsonb(i), '{"h": "ü"}', type => 'T') FROM generate_series(1, 600) AS i});
-	$mock_in = "fail\n";
+	my $tell_mock = sub {
+		my $before = () = $mock_out =~ /^done$/mg;
+
+		$mock_in .= "$_[0]\n";
+		return wait_until(sub { $mock->pump_nb; (() = $mock_out =~ /^done$/mg) > $before });
+	};
+	# messages that have come, in order
+	my $lines = sub {
+		$mock->pump_nb;
+		return grep { /\t/ } split /\n/, $mock_out;
+	};
+	ok($tell_mock->('fail'), 'of which some requests fail');
 	unlike(run_once("kafka://$servers"), qr/could not be sent/, 'messages are sent to Kafka');
 	is(status(), '0|0|0|0|0', 'all are acknowledged');
-	ok(wait_until(sub { $mock->pump_nb; ($mock_out =~ tr/\n//) >= 601 }), 'and arrive') or diag $mock_out =~ tr/\n//;
-	my (%last, %ids, $wrong);
-	foreach my $line ((split /\n/, $mock_out)[1 .. 600])
+	ok(wait_until(sub { $lines->() >= 600 }), 'and arrive') or diag $mock_out =~ tr/\n//;
+	my (%last, %ids, %partition, $wrong);
+	foreach my $line ($lines->())
 	{
 		my ($partition, $key, $id, $type, $header, $payload) = split /\t/, $line;
 
-		$wrong = $line if $type ne 'T' || $header ne 'ü' || $key ne 'k' . $payload % 30 || ($last{$key} // 0) >= $payload;
+		$wrong = $line if $type ne 'T' || $header ne 'ü' || $key ne 'k' . $payload % 30 || ($last{$key} // 0) >= $payload
+		  || ($partition{$key} // $partition) != $partition;
 		$last{$key} = $payload;
+		$partition{$key} = $partition;
 		$ids{$id} = 1;
 	}
-	is($wrong, undef, 'with key, type and headers, of each key in order');
+	is($wrong, undef, 'with key, type and headers, of each key in order, in one partition');
 	is(scalar keys %ids, 600, 'and message ids');
+	# as murmur2 of producers in Java has it
+	is(join(' ', map { $partition{$_} } qw(k0 k1 k2 k3)), '1 1 1 0', 'which is where other producers put the key');
+
+	# The brokers go, and come back.
+	ok($tell_mock->('down'), 'the brokers are taken away');
+	sql(q{SELECT event_store.publish('order', 'k' || i % 30, to_jsonb(i), '{"h": "ü"}', type => 'T') FROM generate_series(601, 900) AS i});
+	my $patient = start_relay($node, 'postgres', "kafka://$servers", '-n', 'kafka', '-t', '3');
+	ok(wait_until(sub { slurp_file($patient->{log}) =~ /could not connect to Kafka/ }), 'a relay without a broker says so');
+	is(status(), '300|0|0|0|0', 'and takes nothing');
+	ok($tell_mock->('up'), 'the brokers come back');
+	ok(wait_until(sub { status() eq '0|0|0|0|0' }), 'and get the messages') or diag status();
+	ok($tell_mock->('down'), 'they are taken away again');
+	sql(q{SELECT event_store.publish('order', 'k' || i % 30, to_jsonb(i), '{"h": "ü"}', type => 'T') FROM generate_series(901, 1200) AS i});
+	ok(wait_until(sub { slurp_file($patient->{log}) =~ /did not take a message|confirmed nothing/ }), 'while a relay is at work');
+	ok($tell_mock->('up'), 'and come back');
+	ok(wait_until(sub { status() eq '0|0|0|0|0' }), 'all is sent') or diag status();
+	is(end_program($patient, 'TERM'), 0, 'the relay stops');
+	ok(wait_until(sub { my %all = map { (split /\t/)[2] => 1 } $lines->(); keys %all == 1200 }), 'and has arrived');
+	my (%seen, $late);
+	%last = ();
+	foreach my $line ($lines->())
+	{
+		my ($partition, $key, $id, $type, $header, $payload) = split /\t/, $line;
+
+		next if $seen{$id}++;
+		$late = $line if ($last{$key} // 0) >= $payload;
+		$last{$key} = $payload;
+	}
+	is($late, undef, 'of each key in order, the first time');
+
+	# What Kafka takes under no circumstances.
+	sql(q{SELECT event_store.alter_outbox(max_attempts => 1), event_store.publish('no topic/at all', 'k', '1'), event_store.publish('order', 'k9', '1')});
+	like(run_once("kafka://$servers"), qr/the topic is none for Kafka/, 'a name that is none for a topic is refused');
+	is(status(), '0|0|0|0|1', 'and makes a dead letter');
+	sql(q{SELECT event_store.outbox_discard_dead_letters('test')});
 	sql(q{SELECT event_store.alter_outbox(max_attempts => 1), event_store.publish('order', NULL, to_jsonb(repeat('x', 2000000)))});
 	like(run_once("kafka://$servers"), qr/could not be sent: .*too large/, 'a message that is too large is refused');
 	is(status(), '0|0|0|0|1', 'and the message is a dead letter');

@@ -14,7 +14,7 @@ use PostgreSQL::Test::Utils;
 
 our @EXPORT = qw(
   relay_program relay_version start_program end_program is_running start_relay
-  start_python
+  have_python start_python
 );
 
 # Debian's, for which its packages of clients are
@@ -92,6 +92,8 @@ sub start_relay
 	$program->{log} = $log;
 	return $program;
 }
+
+sub have_python { return -x $python }
 
 # One of the programs in Python that lie here; "out" and "log" are the files that
 # it writes. It leaves no compiled code in the tree.

@@ -4,7 +4,8 @@
  *
  * Prints the addresses of its brokers, and then a line for each message of the topic
  * that it is given: partition, key, message_id, type, header "h", and the payload, with
- * tabs between them.  A line "fail" on its input makes the next requests fail.
+ * tabs between them.  A line "fail" on its input makes the next requests fail, "down" takes the
+ * brokers away, and "up" brings them back; "done" is printed then.
  */
 #include <poll.h>
 #include <stdio.h>
@@ -13,6 +14,9 @@
 
 #include <librdkafka/rdkafka.h>
 #include <librdkafka/rdkafka_mock.h>
+
+#define BROKERS			3
+#define PARTITIONS		4
 
 static void
 print_header(rd_kafka_headers_t *headers, const char *name)
@@ -40,17 +44,17 @@ main(int argc, char **argv)
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	rd_kafka_conf_set(conf, "test.mock.num.brokers", "3", error, sizeof(error));
 	rd_kafka_conf_set(conf, "group.id", "test", error, sizeof(error));
-	rd_kafka_conf_set(conf, "auto.offset.reset", "earliest", error, sizeof(error));
-	rd_kafka_conf_set(conf, "topic.metadata.refresh.interval.ms", "500", error, sizeof(error));
 	consumer = rd_kafka_new(RD_KAFKA_CONSUMER, conf, error, sizeof(error));
 	if (consumer == NULL)
 		return 1;
 	cluster = rd_kafka_handle_mock_cluster(consumer);
-	rd_kafka_mock_topic_create(cluster, argv[1], 4, 3);
+	rd_kafka_mock_topic_create(cluster, argv[1], PARTITIONS, 3);
 	printf("%s\n", rd_kafka_mock_cluster_bootstraps(cluster));
-	topics = rd_kafka_topic_partition_list_new(1);
-	rd_kafka_topic_partition_list_add(topics, argv[1], RD_KAFKA_PARTITION_UA);
-	rd_kafka_subscribe(consumer, topics);
+	topics = rd_kafka_topic_partition_list_new(PARTITIONS);
+	for (int i = 0; i < PARTITIONS; i++)
+		rd_kafka_topic_partition_list_add(topics, argv[1], i)->offset = RD_KAFKA_OFFSET_BEGINNING;
+	rd_kafka_assign(consumer, topics);
+	rd_kafka_topic_partition_list_destroy(topics);
 	for (;;)
 	{
 		rd_kafka_message_t *message = rd_kafka_consumer_poll(consumer, 100);
@@ -64,11 +68,17 @@ main(int argc, char **argv)
 
 			if (size <= 0)
 				return 0;
-			/* of produce requests: some that are tried again */
-			rd_kafka_mock_push_request_errors(cluster, 0, 3,
-											  RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
-											  RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
-											  RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS);
+			if (strncmp(line, "fail", 4) == 0)
+				/* of produce requests: some that are tried again */
+				rd_kafka_mock_push_request_errors(cluster, 0, 3,
+												  RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+												  RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
+												  RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS);
+			else
+				for (int broker = 1; broker <= BROKERS; broker++)
+					(void) (strncmp(line, "down", 4) == 0 ? rd_kafka_mock_broker_set_down(cluster, broker) :
+							rd_kafka_mock_broker_set_up(cluster, broker));
+			printf("done\n");
 		}
 		if (message == NULL)
 			continue;

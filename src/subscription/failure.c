@@ -26,6 +26,7 @@
 
 #include "catalog/pg_type_d.h"
 #include "common/pg_prng.h"
+#include "lib/qunique.h"
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -115,14 +116,19 @@ static Statement unset_due = {
 	2, {INT4OID, INT8ARRAYOID}
 };
 
-/* … and that one is, if nobody has it and it is not dead */
+/*
+ * … and that one is, if nobody has it and it is not dead.  The first ones are found
+ * before the rest, so that no plan looks for them once for each row.
+ */
 static Statement set_due = {
-	"UPDATE event_store.subscription_failure AS f"
+	"WITH h AS MATERIALIZED"
+	" (SELECT (SELECT e.position FROM event_store.subscription_failure AS e"
+	" WHERE e.subscription_id = $1 AND e.stream_id = s.stream_id"
+	" ORDER BY e.subscription_id, e.stream_id, e.position LIMIT 1) AS position"
+	" FROM pg_catalog.unnest($2) AS s (stream_id))"
+	" UPDATE event_store.subscription_failure AS f"
 	" SET due = coalesce(f.retry_at, pg_catalog.clock_timestamp())"
-	" FROM pg_catalog.unnest($2) AS s (stream_id), LATERAL"
-	" (SELECT e.position FROM event_store.subscription_failure AS e"
-	" WHERE e.subscription_id = $1 AND e.stream_id = s.stream_id ORDER BY e.position LIMIT 1) AS h"
-	" WHERE f.subscription_id = $1 AND f.position = h.position AND f.due IS NULL AND NOT f.dead",
+	" FROM h WHERE f.subscription_id = $1 AND f.position = h.position AND f.due IS NULL AND NOT f.dead",
 	2, {INT4OID, INT8ARRAYOID}
 };
 
@@ -411,11 +417,15 @@ static void
 set_heads(Subscription *subscription, const int64 *streams, int count, bool came_in)
 {
 	Datum		values[2];
+	int64	   *distinct;
 
 	if (count == 0)
 		return;
+	distinct = palloc(sizeof(int64) * count);
+	memcpy(distinct, streams, sizeof(int64) * count);
+	qsort(distinct, count, sizeof(int64), state_compare_positions);
 	values[0] = Int32GetDatum(subscription->id);
-	values[1] = values_int64_array(streams, count);
+	values[1] = values_int64_array(distinct, (int) qunique(distinct, count, sizeof(int64), state_compare_positions));
 	if (subscription->competing)
 	{
 		(void) plans_execute(&set_all_due, values, NULL);
