@@ -155,10 +155,10 @@ SELECT count(event_store.publish('t', 'i', to_jsonb(i))) FROM generate_series(1,
 SELECT event_store.outbox_nack('r', (SELECT min(id) FROM event_store.outbox_poll('r') WHERE key = 'i'), 'x');
 SELECT event_store.publish('t', 'i', '4') > 0;
 TRUNCATE event_store.outbox_slot_0, event_store.outbox_slot_1;
-SELECT count(*) FROM event_store.outbox_poll('r') WHERE key = 'i';
+SELECT count(*) FROM event_store.outbox_poll('r', 10000) WHERE key = 'i';
 SELECT payload, state FROM event_store.outbox_messages WHERE key = 'i' ORDER BY id;
 SELECT event_store.outbox_discard_dead_letters('x');
-SELECT payload FROM event_store.outbox_poll('s') WHERE key = 'i';
+SELECT payload FROM event_store.outbox_poll('s', 10000) WHERE key = 'i';
 
 DROP FUNCTION take;
 DROP VIEW shown;
