@@ -110,8 +110,8 @@ static Statement clean = {
 static Statement write_error = {
 	"INSERT INTO event_store.projection_error AS e (projection_id, position, stopped, attempts,"
 	" sql_state, message, detail, context, first_failed_at, failed_at, next_attempt_at)"
-	" VALUES ($1, $2, $3, 1, $4, $5, $6, $7, pg_catalog.clock_timestamp(),"
-	" pg_catalog.clock_timestamp(), $8)"
+	" SELECT $1, $2, $3, 1, $4, $5, $6, $7, c.now, c.now, $8"
+	" FROM (SELECT pg_catalog.clock_timestamp() AS now) AS c"
 	" ON CONFLICT (projection_id) DO UPDATE SET position = excluded.position,"
 	" stopped = excluded.stopped, attempts = CASE WHEN e.position = excluded.position THEN e.attempts + 1 ELSE 1 END,"
 	" sql_state = excluded.sql_state, message = excluded.message, detail = excluded.detail,"

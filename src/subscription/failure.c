@@ -76,8 +76,8 @@ static Statement add = {
 	"INSERT INTO event_store.subscription_failure AS f"
 	" (subscription_id, position, stream_id, slot, attempts, dead, retry_at, due, error, failed_by,"
 	" first_failed_at, failed_at)"
-	" VALUES ($1, $2, $3, $4, 1, $5, $6, $6, $7, $8, pg_catalog.clock_timestamp(),"
-	" pg_catalog.clock_timestamp())",
+	" SELECT $1, $2, $3, $4, 1, $5, $6, $6, $7, $8, c.now, c.now"
+	" FROM (SELECT pg_catalog.clock_timestamp() AS now) AS c",
 	8, {INT4OID, INT8OID, INT8OID, INT4OID, BOOLOID, TIMESTAMPTZOID, TEXTOID, TEXTOID}
 };
 
