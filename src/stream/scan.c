@@ -648,7 +648,10 @@ recheck_event(ScanState *node, TupleTableSlot *slot)
 	int			rti = bms_singleton_member(scan->custom_relids);
 
 	if (epq->relsubs_rowmark[rti - 1] == NULL)
-		return !TupIsNull(next_event(node));
+	{
+		(void) next_event(node);	/* into the slot */
+		return !TupIsNull(slot);
+	}
 	if (epq->relsubs_done[rti - 1])
 		return false;
 	epq->relsubs_done[rti - 1] = true;
