@@ -128,7 +128,7 @@ SKIP:
 	ok(wait_until(sub { () = slurp_file($fake->{out}) =~ /^order$/mg >= 500 }), 'others are sent');
 	usleep(300_000);
 	is(status(), '0|500|0|0|500', 'what was confirmed is not taken for them');
-	ok(wait_until(sub { slurp_file("$dir/metrics.fake") =~ /^event_store_relay_failed_total\{relay="a\\"b"\} 500$/m }), 'metrics with a name that has a quotation mark');
+	ok(wait_until(sub { -e "$dir/metrics.fake" && slurp_file("$dir/metrics.fake") =~ /^event_store_relay_failed_total\{relay="a\\"b"\} 500$/m }), 'metrics with a name that has a quotation mark');
 	end_program($one, 'KILL');
 	sql(q{SELECT event_store.outbox_release('a"b')});
 	$end_fake->();
