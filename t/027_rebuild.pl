@@ -328,7 +328,8 @@ $main->run(q(SET slow.seconds = 0));
 wait_until(sub {
 	$main->run(q(CALL event_store.catch_up_projection('slow')));
 	return $main->run('SELECT count(*) FROM event_store.projection_rebuilds') == 0;
-});
+}) or diag join("\n", map { $node->safe_psql('postgres', "SELECT to_jsonb(x) FROM $_ AS x") }
+	  qw(event_store.projection_rebuilds event_store.projections event_store.projection pg_stat_activity));
 query_is($node, 'postgres', 'then it goes on, each event once', 't|1000|0', q(SELECT bool_and(p = position), count(*), (SELECT count(*) FROM event_store.projection_rebuilds) FROM slow FULL JOIN (SELECT position FROM event_store.events WHERE category = 'slow') e ON p = position));
 $main->quit;
 $node->stop;
