@@ -306,6 +306,18 @@ SELECT projection, phase, message FROM event_store.projection_rebuilds;
 SELECT event_store.drop_projection('fold');
 SELECT raises($$SELECT event_store.create_projection('live', 'fold', 'count', 'live')$$), raises($$SELECT event_store.rebuild_projection('live')$$);
 
+-- the last batch of a rebuild is full, and the one in service has come further, past what is not its own
+SELECT event_store.create_projection('full', 'fold', 'count', categories => '{full}', batch_events => 10);
+INSERT INTO event_store.events (stream, type, data) SELECT 'full-1', 't', '1' FROM generate_series(1, 5);
+SELECT event_store.refresh_projection('full');
+INSERT INTO event_store.events (stream, type, data) SELECT 'full-1', 't', '1' FROM generate_series(1, 5);
+SELECT event_store.append('other-1', 't', '1') IS NOT NULL;
+SELECT event_store.refresh_projection('full');
+SELECT event_store.rebuild_projection('full');
+CALL event_store.catch_up_projection('full');
+SELECT count(*) FROM event_store.projection_rebuilds;
+SELECT event_store.drop_projection('full');
+
 -- the extension goes with what a rebuild has made
 CREATE TABLE going (k text);
 SELECT event_store.create_projection('going', 'set', 'INSERT INTO going SELECT stream FROM new_events', tables => '{going}');

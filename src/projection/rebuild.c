@@ -936,7 +936,10 @@ rebuild_is_due(Projection *twin)
 		snapshots_have_passed(twin->since != 0 ? twin->since : this_transaction(), false))
 		return true;
 	if (twin->since == 0)
-		note_since(twin->id, this_transaction());
+	{
+		twin->since = this_transaction();
+		note_since(twin->id, twin->since);
+	}
 	return false;
 }
 

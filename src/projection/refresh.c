@@ -437,7 +437,9 @@ refresh_run(Projection *projection, int64 max_count, TimestampTz until, int64 *t
 			/* nothing of its filter lies between the last event and the mark */
 			if (applied.ended && !IsolationUsesXactSnapshot())
 				applied.position = Max(applied.position, mark);
-			if (applied.count > 0 || applied.position - projection->position >= WORTH_A_WRITE)
+			/* a rebuild takes its place when it has come as far as the one in service */
+			if (applied.count > 0 || applied.position - projection->position >= WORTH_A_WRITE ||
+				(projection->rebuilds != 0 && applied.position > projection->position))
 				batch_done(projection, &applied);
 			more = !applied.ended;
 		}
@@ -555,15 +557,28 @@ refresh_tidy(int32 id)
 		(void) attempt(&twin, rebuild_tidy);
 }
 
+/*
+ * A rebuild has caught up: another transaction may let it take its place, or drop what it
+ * has replaced.
+ */
+static bool caught_up = false;
+
 /* A rebuild that has caught up takes its place, if nobody is in the way. */
 static void
 take_place(Projection *twin)
 {
 	int32		served = twin->rebuilds;
+	bool		noted = twin->since != 0;
 
-	if (!twin->paused && !has_to_wait(twin) && rebuild_is_due(twin) &&
-		attempt(twin, rebuild_switch))
+	if (twin->paused || has_to_wait(twin))
+		return;
+	if (!rebuild_is_due(twin))
+		caught_up = !noted && twin->since != 0;
+	else if (attempt(twin, rebuild_switch))
+	{
+		caught_up = true;
 		refresh_tidy(served);
+	}
 }
 
 /* Refreshes one that is locked, and what rebuilds it. */
@@ -668,10 +683,11 @@ event_store_catch_up_projection(PG_FUNCTION_ARGS)
 							text_to_cstring(name))));
 		position = projection.position;
 		progress = tells;
+		caught_up = false;
 		PG_TRY();
 		{
 			more = refresh_both(&projection, projection.batch_events) > 0 ||
-				projection.position > position;
+				projection.position > position || caught_up;
 		}
 		PG_FINALLY();
 		{
