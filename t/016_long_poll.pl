@@ -28,27 +28,6 @@ my $other = EventStoreTest::Session->new($node, 'postgres');
 my $append = q(SELECT event_store.append('a-1', 'any', '1'));
 my $ack = q(SELECT event_store.ack_up_to('all', event_store.settled_position()));
 
-# Sends a poll and waits until it waits.
-sub waits
-{
-	my ($sql) = @_;
-
-	$waiter->send($sql);
-	return $node->poll_query_until('postgres', <<"EOT");
-SELECT wait_event_type = 'Extension' AND state = 'active' FROM pg_stat_activity
-WHERE pid = $waiter->{backend}
-EOT
-}
-
-# What the others see of it.
-sub holds
-{
-	return $node->safe_psql('postgres', <<"EOT");
-SELECT backend_xmin IS NOT NULL, backend_xid IS NOT NULL FROM pg_stat_activity
-WHERE pid = $waiter->{backend}
-EOT
-}
-
 my $poll = q(SELECT position, type FROM event_store.poll('all', wait => '1 hour'));
 
 foreach my $with ('without a worker', 'with a worker')
@@ -56,8 +35,8 @@ foreach my $with ('without a worker', 'with a worker')
 	$node->safe_psql('postgres', 'SELECT event_store.start_worker()') if $with eq 'with a worker';
 	my $last = $node->safe_psql('postgres', 'SELECT event_store.last_position()');
 
-	ok(waits($poll), "$with: a poll waits");
-	is(holds(), 'f|f', "$with: it holds neither a snapshot nor a transaction id");
+	ok($waiter->send_to_wait($poll), "$with: a poll waits");
+	is($waiter->holds, 'f|f', "$with: it holds neither a snapshot nor a transaction id");
 	$other->run($append);
 	is(join(',', $waiter->result), $last + 1 . '|any', "$with: an append ends it");
 	$other->run($ack);
@@ -67,7 +46,7 @@ foreach my $with ('without a worker', 'with a worker')
 	$other->run('BEGIN');
 	$other->run($append);
 	$third->run(q(SELECT event_store.append('a-2', 'any', '1')));
-	ok(waits($poll), "$with: it waits for what is not settled");
+	ok($waiter->send_to_wait($poll), "$with: it waits for what is not settled");
 	$other->run('ROLLBACK');
 	is(join(',', $waiter->result), $last + 3 . '|any', "$with: a rollback sets it free");
 	$other->run($ack);
@@ -76,7 +55,7 @@ foreach my $with ('without a worker', 'with a worker')
 	$other->run($append);
 	$other->run('BEGIN');
 	$other->run(q(SELECT count(*) FROM event_store.poll('all')));
-	ok(waits($poll), "$with: it waits for what another consumer has");
+	ok($waiter->send_to_wait($poll), "$with: it waits for what another consumer has");
 	$other->run('ROLLBACK');
 	is(scalar(my @rows = $waiter->result), 1, "$with: and gets it when that rolls back");
 	$other->run($ack);
@@ -84,7 +63,7 @@ foreach my $with ('without a worker', 'with a worker')
 $node->safe_psql('postgres', 'SELECT event_store.stop_worker()');
 
 # what it does not want does not end it
-ok(waits(q(SELECT type FROM event_store.poll('some', wait => '1 hour'))), 'a poll with a filter waits');
+ok($waiter->send_to_wait(q(SELECT type FROM event_store.poll('some', wait => '1 hour'))), 'a poll with a filter waits');
 $other->run($append);
 $other->run(q(SELECT event_store.append('a-1', 'wanted', '1')));
 is(join(',', $waiter->result), 'wanted', 'it returns what it wants');
@@ -95,28 +74,28 @@ $other->run($ack);
 $other->run($append);
 $other->run('BEGIN');
 $other->run(q(SELECT count(*) FROM event_store.poll('all')));
-ok(waits($poll), 'it waits while another consumer has the events');
+ok($waiter->send_to_wait($poll), 'it waits while another consumer has the events');
 $other->run('ROLLBACK');
 is(scalar(my @rows = $waiter->result), 1, 'and gets them when that rolls back');
 $other->run($ack);
 $other->run(q(SELECT event_store.pause_subscription('all')));
 $other->run($append);
-ok(waits($poll), 'it waits while the subscription is paused');
+ok($waiter->send_to_wait($poll), 'it waits while the subscription is paused');
 $other->run(q(SELECT event_store.resume_subscription('all')));
 is(scalar(@rows = $waiter->result), 1, 'and goes on with it');
 $other->run($ack);
-ok(waits($poll), 'it waits at the end');
+ok($waiter->send_to_wait($poll), 'it waits at the end');
 $other->run(q(SELECT event_store.rewind_subscription('all', 0)));
 cmp_ok(scalar(@rows = $waiter->result), '>', 3, 'a rewind ends it');
 $other->run($ack);
-ok(waits($poll), 'it waits');
+ok($waiter->send_to_wait($poll), 'it waits');
 $other->run(q(SELECT event_store.drop_subscription('all')));
 $waiter->result;
 is($waiter->{sqlstate}, 'VE008', 'the subscription is dropped');
 $other->run(q(SELECT event_store.create_subscription('all', start_after => NULL)));
 
 # a cancel, a time-out, and the end of the time
-ok(waits($poll), 'it waits');
+ok($waiter->send_to_wait($poll), 'it waits');
 $node->safe_psql('postgres', "SELECT pg_cancel_backend($waiter->{backend})");
 $waiter->result;
 is($waiter->{sqlstate}, '57014', 'a cancel ends it');
@@ -145,8 +124,8 @@ foreach my $case (
 CREATE FUNCTION kept() RETURNS text LANGUAGE sql STABLE AS $$SELECT type FROM event_store.poll('all', wait => '1 hour')$$
 EOT
 	$waiter->run($_) foreach @before;
-	ok(waits($sql), "$what: it waits");
-	is(holds(), 't|f', "$what: the snapshot is kept");
+	ok($waiter->send_to_wait($sql), "$what: it waits");
+	is($waiter->holds, 't|f', "$what: the snapshot is kept");
 	$other->run($append);
 	$waiter->result;
 	is($waiter->{sqlstate}, '00000', "$what: an append ends it");
@@ -164,7 +143,7 @@ is(scalar(@rows = $waiter->run($poll)), 1, 'afterwards it has what came meanwhil
 $other->run($ack);
 
 # in a transaction, with the acknowledgement
-ok(waits('BEGIN; ' . $poll), 'in a transaction it waits');
+ok($waiter->send_to_wait('BEGIN; ' . $poll), 'in a transaction it waits');
 $other->run($append);
 is(scalar(@rows = $waiter->result), 1, 'and returns');
 $waiter->run($ack);

@@ -94,10 +94,7 @@ foreach my $case ([ 'direct-2', 1 ], [ 'group-2', 2 ])
 		  $session->run("SELECT position FROM event_store.poll('$name', $max) ORDER BY position");
 		my $count = @positions;
 		$session->run("SELECT event_store.ack('$name', ARRAY[$positions[0]])");
-		$other->send("SELECT count(*) FROM event_store.poll('$name', 6, wait => '1 hour')");
-		$node->poll_query_until('postgres', <<"EOT");
-SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = $other->{backend}
-EOT
+		$other->send_to_wait("SELECT count(*) FROM event_store.poll('$name', 6, wait => '1 hour')");
 		$session->quit;
 		$other->result;
 		# what had failed before and was done in that transaction was not it

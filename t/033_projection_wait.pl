@@ -49,27 +49,6 @@ sub wait_for
 	return sprintf "SELECT event_store.wait_for_projection('%s', %s, %s)", $name // 'all', $position, $timeout // 'NULL';
 }
 
-# Sends a statement and waits until it waits.
-sub waits
-{
-	my ($sql) = @_;
-
-	$waiter->send($sql);
-	return $node->poll_query_until('postgres', <<"EOT");
-SELECT wait_event_type = 'Extension' AND state = 'active' FROM pg_stat_activity
-WHERE pid = $waiter->{backend}
-EOT
-}
-
-# What the others see of it.
-sub holds
-{
-	return $node->safe_psql('postgres', <<"EOT");
-SELECT backend_xmin IS NOT NULL, backend_xid IS NOT NULL FROM pg_stat_activity
-WHERE pid = $waiter->{backend}
-EOT
-}
-
 foreach my $with ('without a worker', 'with a worker')
 {
 	my $p = append();
@@ -79,8 +58,8 @@ foreach my $with ('without a worker', 'with a worker')
 		$other->run(q(SELECT event_store.pause_projection('all')));
 		$node->safe_psql('postgres', 'SELECT event_store.start_worker()');
 	}
-	ok(waits(wait_for($p)), "$with: it waits");
-	is(holds(), 'f|f', "$with: it holds neither a snapshot nor a transaction id");
+	ok($waiter->send_to_wait(wait_for($p)), "$with: it waits");
+	is($waiter->holds, 'f|f', "$with: it holds neither a snapshot nor a transaction id");
 	$other->run($with eq 'with a worker' ? q(SELECT event_store.resume_projection('all')) : $refresh);
 	is(join(',', $waiter->result), 't', "$with: a refresh ends it");
 	is(join(',', $waiter->run(wait_for($p))), 't', "$with: then it does not wait");
@@ -103,8 +82,8 @@ CREATE FUNCTION waited(bigint) RETURNS boolean LANGUAGE sql STABLE AS $$SELECT e
 EOT
 	$waiter->run($_) foreach @before;
 	my $p = append();
-	ok(waits($sql->($p)), "$what: it waits");
-	is(holds(), $held, $held eq 'f|f' ? "$what: nothing is held" : "$what: the snapshot is kept");
+	ok($waiter->send_to_wait($sql->($p)), "$what: it waits");
+	is($waiter->holds, $held, $held eq 'f|f' ? "$what: nothing is held" : "$what: the snapshot is kept");
 	$other->run($refresh);
 	like(join(',', $waiter->result), qr/^t/, "$what: a refresh ends it");
 	$waiter->run('COMMIT') if @before;
@@ -121,7 +100,7 @@ foreach my $level ('READ COMMITTED', 'REPEATABLE READ', 'SERIALIZABLE')
 	$other->run('BEGIN');
 	append();
 	$p = append(undef, EventStoreTest::Session->new($node, 'postgres'), 'b-1');
-	ok(waits(wait_for($p, 'some')), "$level: it waits for what is in flight");
+	ok($waiter->send_to_wait(wait_for($p, 'some')), "$level: it waits for what is in flight");
 	$other->run('COMMIT');
 	is(join(',', $waiter->result), 't', "$level: until that has ended");
 	$p = append('wanted');
@@ -132,27 +111,27 @@ foreach my $level ('READ COMMITTED', 'REPEATABLE READ', 'SERIALIZABLE')
 
 # what others do with the projection
 $p = append('bad');
-ok(waits(wait_for($p)), 'it waits for an event that will fail');
+ok($waiter->send_to_wait(wait_for($p)), 'it waits for an event that will fail');
 $node->psql('postgres', $refresh);
 $waiter->result;
 is($waiter->{sqlstate}, 'VE012', 'the projection has stopped');
 $node->safe_psql('postgres', q(SELECT event_store.alter_projection('all', on_error => 'skip'); SELECT event_store.pause_projection('all'); SELECT event_store.resume_projection('all')));
-ok(waits(wait_for($p)), 'it waits again');
+ok($waiter->send_to_wait(wait_for($p)), 'it waits again');
 $node->psql('postgres', $refresh);
 is(join(',', $waiter->result), 't', 'what is passed over is passed');
 $p = append();
 $other->run(q(SELECT event_store.pause_projection('all')));
-ok(waits(wait_for($p)), 'it waits while the projection is paused');
+ok($waiter->send_to_wait(wait_for($p)), 'it waits while the projection is paused');
 $other->run(q(SELECT event_store.resume_projection('all')));
 $other->run($refresh);
 is(join(',', $waiter->result), 't', 'until that goes on');
 $p = append('wanted');
 $other->run(q(SELECT event_store.create_projection('third', 'fold', 'count')));
 $other->run(q(SELECT event_store.create_projection('changes', 'fold', 'count')));
-ok(waits(wait_for($p, 'changes')), 'it waits');
+ok($waiter->send_to_wait(wait_for($p, 'changes')), 'it waits');
 $other->run(q(SELECT event_store.alter_projection('changes', mode => 'inline')));
 is(join(',', $waiter->result), 't', 'one that becomes inline has passed all there is');
-ok(waits(wait_for($p, 'third')), 'it waits');
+ok($waiter->send_to_wait(wait_for($p, 'third')), 'it waits');
 $other->run(q(SELECT event_store.drop_projection('third')));
 $waiter->result;
 is($waiter->{sqlstate}, 'VE010', 'one that is dropped');
@@ -163,14 +142,14 @@ $other->run('BEGIN');
 $other->run(q(SELECT event_store.refresh_projection('some')));
 $other->run(q(PREPARE TRANSACTION 'refreshed'));
 is(join(',', $waiter->run(wait_for($p, 'some', q('300 ms')))), 'f', 'prepared, a refresh is not seen');
-ok(waits(wait_for($p, 'some')), 'it waits');
+ok($waiter->send_to_wait(wait_for($p, 'some')), 'it waits');
 $other->run(q(COMMIT PREPARED 'refreshed'));
 is(join(',', $waiter->result), 't', 'committed it is');
 $node->safe_psql('postgres', 'ALTER SYSTEM RESET event_store.look_interval; SELECT pg_reload_conf()');
 
 # a cancel, a time-out, and the end of the time
 $p = append();
-ok(waits(wait_for($p)), 'it waits');
+ok($waiter->send_to_wait(wait_for($p)), 'it waits');
 $node->safe_psql('postgres', "SELECT pg_cancel_backend($waiter->{backend})");
 $waiter->result;
 is($waiter->{sqlstate}, '57014', 'a cancel ends it');
@@ -208,8 +187,7 @@ refused('a refresh of its own', $p + 2, q(SELECT event_store.refresh_projection(
 refused('a change of its own', $p + 2, q(SELECT event_store.pause_projection('all')));
 $waiter->run('BEGIN');
 append('any', $waiter, 'b-1');
-$waiter->send(wait_for($p));
-$node->poll_query_until('postgres', "SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = $waiter->{backend}");
+$waiter->send_to_wait(wait_for($p));
 $other->run($refresh);
 is(join(',', $waiter->result), 't', 'what is before an event of its own it can wait for');
 $waiter->run('COMMIT');
@@ -227,9 +205,8 @@ $standby->start;
 $p = append('wanted');
 my $reader = EventStoreTest::Session->new($standby, 'postgres');
 is(join(',', $reader->run(wait_for($p, 'some', q('200 ms')))), 'f', 'a standby: not yet');
-$reader->send(wait_for($p, 'some'));
-ok($standby->poll_query_until('postgres', "SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = $reader->{backend}"), 'a standby: it waits');
-query_is($standby, 'postgres', 'a standby: it holds no snapshot', 't', "SELECT backend_xmin IS NULL FROM pg_stat_activity WHERE pid = $reader->{backend}");
+ok($reader->send_to_wait(wait_for($p, 'some')), 'a standby: it waits');
+is($reader->holds, 'f|f', 'a standby: it holds no snapshot');
 $other->run(q(SELECT event_store.refresh_projection('some')));
 is(join(',', $reader->result), 't', 'a standby: until the refresh is there');
 $p = append();

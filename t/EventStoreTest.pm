@@ -525,6 +525,30 @@ WHERE pid = $self->{backend}
 EOT
 }
 
+# Sends a command and waits until it waits for events, or what comes of them. Returns
+# whether it does.
+sub send_to_wait
+{
+	my ($self, $sql) = @_;
+
+	$self->send($sql);
+	return $self->{node}->poll_query_until('postgres', <<"EOT");
+SELECT wait_event_type = 'Extension' AND state = 'active' FROM pg_stat_activity
+WHERE pid = $self->{backend}
+EOT
+}
+
+# What others see of the session: whether it has an xmin, and a transaction id.
+sub holds
+{
+	my ($self) = @_;
+
+	return $self->{node}->safe_psql('postgres', <<"EOT");
+SELECT backend_xmin IS NOT NULL, backend_xid IS NOT NULL FROM pg_stat_activity
+WHERE pid = $self->{backend}
+EOT
+}
+
 sub quit
 {
 	my ($self) = @_;

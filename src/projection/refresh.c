@@ -558,32 +558,32 @@ refresh_tidy(int32 id)
 }
 
 /*
- * A rebuild has caught up: another transaction may let it take its place, or drop what it
- * has replaced.
+ * A rebuild that has caught up takes its place, if nobody is in the way.  Returns whether
+ * another transaction has more to do at once: to let it take its place, or to drop what
+ * it has replaced.
  */
-static bool caught_up = false;
-
-/* A rebuild that has caught up takes its place, if nobody is in the way. */
-static void
+static bool
 take_place(Projection *twin)
 {
 	int32		served = twin->rebuilds;
 	bool		noted = twin->since != 0;
 
 	if (twin->paused || has_to_wait(twin))
-		return;
+		return false;
 	if (!rebuild_is_due(twin))
-		caught_up = !noted && twin->since != 0;
-	else if (attempt(twin, rebuild_switch))
-	{
-		caught_up = true;
-		refresh_tidy(served);
-	}
+		return !noted && twin->since != 0;
+	if (!attempt(twin, rebuild_switch))
+		return false;
+	refresh_tidy(served);
+	return true;
 }
 
-/* Refreshes one that is locked, and what rebuilds it. */
+/*
+ * Refreshes one that is locked, and what rebuilds it.  more: whether the next transaction
+ * has anything to do, beside events.
+ */
 static int64
-refresh_both(Projection *projection, int64 max_count)
+refresh_both(Projection *projection, int64 max_count, bool *more)
 {
 	int64		total = 0;
 	int64		rebuilt = 0;
@@ -591,10 +591,11 @@ refresh_both(Projection *projection, int64 max_count)
 	bool		leads = false;
 	bool		found;
 
+	*more = false;
 	if (projection->rebuilds != 0)
 	{
 		if (!refresh_run(projection, max_count, 0, &total))
-			take_place(projection);
+			*more = take_place(projection);
 		return total;
 	}
 	found = projection_read_twin(projection->id, &twin) && !apply_is_running(twin.id) &&
@@ -612,7 +613,7 @@ refresh_both(Projection *projection, int64 max_count)
 	if (!projection_read_id(twin.id, &twin) || twin.paused)
 		return total + rebuilt;
 	if (leads || (total < max_count && !refresh_run(&twin, max_count - total, 0, &rebuilt)))
-		take_place(&twin);
+		*more = take_place(&twin);
 	return total + rebuilt;
 }
 
@@ -623,6 +624,7 @@ event_store_refresh_projection(PG_FUNCTION_ARGS)
 	text	   *name;
 	int64		max_count = PG_ARGISNULL(1) ? PG_INT64_MAX : PG_GETARG_INT64(1);
 	volatile int64 total = 0;
+	bool		more;
 
 	projection_guard("event_store.refresh_projection()");
 	name = projection_name_argument(fcinfo, 0);
@@ -635,7 +637,7 @@ event_store_refresh_projection(PG_FUNCTION_ARGS)
 	progress = !PG_ARGISNULL(2) && PG_GETARG_BOOL(2);
 	PG_TRY();
 	{
-		total = refresh_both(&projection, max_count);
+		total = refresh_both(&projection, max_count, &more);
 	}
 	PG_FINALLY();
 	{
@@ -673,6 +675,7 @@ event_store_catch_up_projection(PG_FUNCTION_ARGS)
 		Projection	projection;
 		MemoryContext saved;
 		int64		position;
+		bool		rebuilds;
 
 		EnsurePortalSnapshotExists();
 		saved = MemoryContextSwitchTo(context);
@@ -683,11 +686,10 @@ event_store_catch_up_projection(PG_FUNCTION_ARGS)
 							text_to_cstring(name))));
 		position = projection.position;
 		progress = tells;
-		caught_up = false;
 		PG_TRY();
 		{
-			more = refresh_both(&projection, projection.batch_events) > 0 ||
-				projection.position > position || caught_up;
+			more = refresh_both(&projection, projection.batch_events, &rebuilds) > 0 ||
+				projection.position > position || rebuilds;
 		}
 		PG_FINALLY();
 		{
