@@ -27,6 +27,7 @@ extern bool wake_become_notifier(void);
 extern void wake_init(void);
 extern bool wake_notifier_is_there(void);
 extern bool wake_notifier_is_here(void);
+extern bool wake_notifier_is_in(Oid database);
 extern int	wake_notifier_pid(Oid database);
 extern void wake_at_end(void);
 extern void wake_waiters(void);

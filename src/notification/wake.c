@@ -104,17 +104,24 @@ wake_notifier_is_there(void)
 	return find_notifier() != NULL;
 }
 
-/* The same as of now, to be relied on. */
+/* The same as of now, to be relied on, and of any database. */
 bool
-wake_notifier_is_here(void)
+wake_notifier_is_in(Oid database)
 {
 	LOCKTAG		tag;
 
 	locks_set_tag(&tag, LOCK_CLASS_NOTIFIER, 0);
+	tag.locktag_field1 = database;
 	if (LockAcquire(&tag, ShareLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
 		return true;
 	(void) LockRelease(&tag, ShareLock, false);
 	return false;
+}
+
+bool
+wake_notifier_is_here(void)
+{
+	return wake_notifier_is_in(MyDatabaseId);
 }
 
 /*
@@ -144,7 +151,7 @@ wake_become_notifier(void)
 	{
 		if (LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL)
 			return true;
-		/* wake_notifier_is_here() of another holds it for an instant */
+		/* wake_notifier_is_in() of another holds it for an instant */
 		pg_usleep(TRY_EVERY);
 	}
 	return false;

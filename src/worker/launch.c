@@ -11,7 +11,8 @@
  * - starter for each: a process that lives for a moment, connects to the
  *	 database, looks who owns the store, and registers the worker.
  *
- * Whose database is taken out of the setting is stopped.
+ * Whose database is taken out of the setting is stopped; the launcher goes on
+ * to ask for that until it is gone.
  *
  * The launcher looks every LOOK_INTERVAL whether each worker is there, by its
  * lock. Where a starter did not help (no such database, no store in it, no slot
@@ -63,6 +64,7 @@ PG_FUNCTION_INFO_V1(event_store_stop_worker);
 #define LOOK_INTERVAL		(5 * USECS_PER_SEC)
 #define FIRST_BACK_OFF		(5 * USECS_PER_SEC)
 #define MAX_BACK_OFF		(300 * USECS_PER_SEC)
+#define DISMISS_INTERVAL	(100 * INT64CONST(1000))
 #define LOOK_MS				10
 
 /* ----------------------------------------------------------------
@@ -235,24 +237,26 @@ event_store_starter_main(Datum arg)
  * ----------------------------------------------------------------
  */
 
-/* a database that is to have a worker */
+/* a database that is to have a worker, or is to lose it */
 typedef struct Place
 {
 	char	   *name;
+	bool		leaves;
 	TimestampTz next_try;
 	int64		back_off;		/* 0: the last try went well */
 } Place;
 
 /*
- * The worker's process id in a database, 0 for none, -1: no such database.
+ * Does a database have a worker?  *pid is its process id, or 0 while it is between
+ * two transactions, or if there is none; -1: no such database.
  * The catalog is read from end to end: its indexes can be missing from the cache
  * of a process without database.
  */
-static int
-worker_pid(const char *database)
+static bool
+has_worker(const char *database, int *pid)
 {
 	Oid			oid = InvalidOid;
-	int			pid;
+	bool		found;
 	Relation	rel;
 	TableScanDesc scan;
 	HeapTuple	tuple;
@@ -271,15 +275,13 @@ worker_pid(const char *database)
 	table_endscan(scan);
 	table_close(rel, AccessShareLock);
 	/* within the transaction, whose memory it takes */
-	pid = OidIsValid(oid) ? wake_notifier_pid(oid) : -1;
+	found = OidIsValid(oid) && wake_notifier_is_in(oid);
+	*pid = found ? wake_notifier_pid(oid) : OidIsValid(oid) ? 0 : -1;
 	CommitTransactionCommand();
-	return pid;
+	return found;
 }
 
-/*
- * The places of the setting; what is known of those that stay is kept, the
- * workers of those that don't are stopped.
- */
+/* The places of the setting, of which what is known is kept, and those that it had. */
 static List *
 read_places(List *places, MemoryContext context)
 {
@@ -307,18 +309,17 @@ read_places(List *places, MemoryContext context)
 		}
 		else
 			places = list_delete_ptr(places, place);
+		place->leaves = false;
 		place->next_try = 0;
 		result = lappend(result, place);
 	}
 	foreach(cell, places)
 	{
-		Place	   *gone = lfirst(cell);
-		int			pid = worker_pid(gone->name);
+		Place	   *place = lfirst(cell);
 
-		if (pid > 0)
-			(void) kill(pid, SIGTERM);
-		pfree(gone->name);
-		pfree(gone);
+		place->leaves = true;
+		place->next_try = 0;
+		result = lappend(result, place);
 	}
 	list_free(places);
 	list_free(names);
@@ -346,19 +347,19 @@ hire_starter(const char *database)
 	pfree(handle);
 }
 
+/* Sees to it that there is a worker. */
 static void
 look_after(Place *place)
 {
-	int			pid = worker_pid(place->name);
+	int			pid;
+	bool		found = has_worker(place->name, &pid);
 
-	if (pid == 0)
+	if (!found && pid == 0)
 	{
 		hire_starter(place->name);
-		/* it is between two transactions now and then */
-		for (int i = 0; i < 3 && (pid = worker_pid(place->name)) == 0; i++)
-			pg_usleep(LOOK_MS * 1000L);
+		found = has_worker(place->name, &pid);
 	}
-	if (pid > 0)
+	if (found)
 	{
 		place->back_off = 0;
 		place->next_try = GetCurrentTimestamp() + LOOK_INTERVAL;
@@ -372,6 +373,20 @@ look_after(Place *place)
 			 errmsg("database \"%s\" has no event_store worker yet", place->name),
 			 errdetail("The next try is in %lld seconds.",
 					   (long long) (place->back_off / USECS_PER_SEC))));
+}
+
+/* Sees to it that there is none.  Returns whether that is so. */
+static bool
+dismiss(Place *place)
+{
+	int			pid;
+
+	if (!has_worker(place->name, &pid))
+		return true;
+	if (pid != 0)
+		(void) kill(pid, SIGTERM);
+	place->next_try = GetCurrentTimestamp() + DISMISS_INTERVAL;
+	return false;
 }
 
 void
@@ -408,7 +423,17 @@ event_store_launcher_main(Datum arg)
 			Place	   *place = lfirst(cell);
 
 			if (place->next_try <= GetCurrentTimestamp() && !ShutdownRequestPending)
-				look_after(place);
+			{
+				if (!place->leaves)
+					look_after(place);
+				else if (dismiss(place))
+				{
+					places = foreach_delete_current(places, cell);
+					pfree(place->name);
+					pfree(place);
+					continue;
+				}
+			}
 			next = Min(next, place->next_try);
 		}
 		now = GetCurrentTimestamp();
