@@ -233,7 +233,7 @@ INSERT INTO api VALUES
 CREATE TEMPORARY TABLE internal (name text PRIMARY KEY) ON COMMIT DROP;
 INSERT INTO internal VALUES
 	('refuse_change'), ('advance_position_counter'), ('gather_event'),
-	('write_gathered'), ('read_support'),
+	('write_gathered'), ('keep_routed_translation'), ('read_support'),
 	('merge_patch_step'), ('merge_patch_result'), ('fold_step'), ('fold_result');
 
 CREATE TEMPORARY VIEW function AS
@@ -251,6 +251,8 @@ SELECT set_eq('SELECT name FROM function',
 	'the schema has these functions and no others');
 SELECT is_empty('SELECT name FROM function GROUP BY name HAVING count(*) > 1',
 	'no function is overloaded, so that no call is ambiguous');
+SELECT is_empty($$SELECT conname FROM pg_constraint WHERE connamespace = 'event_store'::regnamespace AND contype = 'f'$$,
+	'no foreign keys: pg_restore -j loads the tables of an extension in any order');
 
 SELECT is(f.arguments, a.arguments, format('arguments of %s()', a.name))
 FROM api a LEFT JOIN function f USING (name) ORDER BY name;

@@ -158,8 +158,7 @@ CREATE TABLE event_store.outbox_route (
 	payload		jsonb,
 	translation	text COLLATE "C",
 	created_at	timestamptz NOT NULL DEFAULT now(),
-	CONSTRAINT outbox_route_pkey PRIMARY KEY (name),
-	CONSTRAINT outbox_route_translation_fkey FOREIGN KEY (translation) REFERENCES event_store.translation (name)
+	CONSTRAINT outbox_route_pkey PRIMARY KEY (name)
 );
 ALTER TABLE event_store.outbox_route OWNER TO @extowner@;
 COMMENT ON TABLE event_store.outbox_route IS 'which events are published as they are appended: see route_to_outbox()';
@@ -172,6 +171,15 @@ COMMENT ON COLUMN event_store.outbox_route.payload IS 'template of the payload; 
 COMMENT ON COLUMN event_store.outbox_route.translation IS 'the translation of events before they are published; NULL: none';
 COMMENT ON COLUMN event_store.outbox_route.created_at IS 'when it was made';
 SELECT pg_extension_config_dump('event_store.outbox_route', '');
+
+CREATE FUNCTION event_store.keep_routed_translation() RETURNS trigger
+LANGUAGE c AS 'MODULE_PATHNAME', 'event_store_keep_routed_translation';
+REVOKE ALL ON FUNCTION event_store.keep_routed_translation() FROM PUBLIC;
+ALTER FUNCTION event_store.keep_routed_translation() OWNER TO @extowner@;
+COMMENT ON FUNCTION event_store.keep_routed_translation() IS
+'trigger: refuses to delete a translation that a route of the outbox has; raises 23503';
+CREATE TRIGGER keep_routed AFTER DELETE ON event_store.translation
+	FOR EACH ROW EXECUTE FUNCTION event_store.keep_routed_translation();
 
 CREATE TYPE event_store.outbox_message AS (
 	id				bigint,

@@ -15,10 +15,13 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/tableam.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "catalog/pg_collation_d.h"
 #include "catalog/pg_type_d.h"
+#include "commands/trigger.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
@@ -28,6 +31,7 @@
 #include "utils/inval.h"
 #include "utils/json.h"
 #include "utils/jsonb.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/numeric.h"
 #include "utils/snapmgr.h"
@@ -43,6 +47,7 @@
 
 PG_FUNCTION_INFO_V1(event_store_route_to_outbox);
 PG_FUNCTION_INFO_V1(event_store_drop_route);
+PG_FUNCTION_INFO_V1(event_store_keep_routed_translation);
 
 /* columns of event_store.outbox_route */
 enum
@@ -886,6 +891,68 @@ event_store_drop_route(PG_FUNCTION_ARGS)
 				 errmsg("route \"%s\" does not exist", text_to_cstring(name))));
 	void_lists();
 	PG_RETURN_VOID();
+}
+
+/* The name of a route with this translation, NULL if there is none: as of now. */
+static char *
+route_with(Datum translation)
+{
+	Relation	rel = table_open(catalog_store()->outbox_route, AccessShareLock);
+	TableScanDesc scan = table_beginscan(rel, SnapshotSelf, 0, NULL);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	char	   *name = NULL;
+
+	while (name == NULL && table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		bool		isnull;
+		Datum		value = slot_getattr(slot, RT_TRANSLATION, &isnull);
+
+		if (!isnull && DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID,
+															value, translation)))
+			name = TextDatumGetCString(slot_getattr(slot, RT_NAME, &isnull));
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	table_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return name;
+}
+
+/*
+ * Trigger: a translation stays while a route has it.  Who makes a route locks its
+ * translation, so one of the two waits for the other, and sees it then.
+ *
+ * Not a foreign key: pg_restore with several jobs does not know of those between the
+ * tables of an extension (pg_dump leaves what the data of a table depends on out of the
+ * archive), and loads both at once.
+ */
+Datum
+event_store_keep_routed_translation(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	Datum		translation;
+	bool		isnull;
+	char	   *route;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		!TRIGGER_FIRED_AFTER(trigger->tg_event) ||
+		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event) ||
+		!TRIGGER_FIRED_BY_DELETE(trigger->tg_event) ||
+		RelationGetRelid(trigger->tg_relation) !=
+		get_relname_relid("translation", catalog_store()->schema))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("event_store.keep_routed_translation() is a trigger of event_store.translation only")));
+
+	translation = heap_getattr(trigger->tg_trigtuple, 1,
+							   RelationGetDescr(trigger->tg_relation), &isnull);
+	route = route_with(translation);
+	if (route != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
+				 errmsg("route \"%s\" has translation \"%s\"", route,
+						TextDatumGetCString(translation)),
+				 errhint("Drop the route first.")));
+	return PointerGetDatum(NULL);
 }
 
 void
