@@ -253,7 +253,7 @@ copy_tree() {
 build() {
 	local dir=$1
 	shift
-	as_server_user make -s -C "$dir" PG_CONFIG="$PG_CONFIG" with_llvm=no "$@"
+	as_server_user make -s -j "$(nproc)" -C "$dir" PG_CONFIG="$PG_CONFIG" with_llvm=no "$@"
 }
 
 # Installs what build made in directory $1.
