@@ -6,6 +6,8 @@ RESET client_min_messages;
 CREATE SCHEMA app;
 SET search_path = app, public;
 SELECT event_store.set_segment_size(64);
+-- whose snapshots a rebuild would wait for
+SET event_store.segment_worker = off;
 CREATE FUNCTION raises(command text) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
 	EXECUTE command;

@@ -155,7 +155,7 @@ $waiter->result;
 is($waiter->{sqlstate}, '57014', 'a cancel ends it');
 $waiter->run('BEGIN');
 $waiter->run('SAVEPOINT s');
-$waiter->run(q(SET LOCAL statement_timeout = '50ms'));
+$waiter->run(q(SET LOCAL statement_timeout = '500ms'));
 $waiter->try(wait_for($p));
 is($waiter->{sqlstate}, '57014', 'so does statement_timeout');
 $waiter->run('ROLLBACK TO s');
@@ -206,7 +206,9 @@ $p = append('wanted');
 my $reader = EventStoreTest::Session->new($standby, 'postgres');
 is(join(',', $reader->run(wait_for($p, 'some', q('200 ms')))), 'f', 'a standby: not yet');
 ok($reader->send_to_wait(wait_for($p, 'some')), 'a standby: it waits');
-is($reader->holds, 'f|f', 'a standby: it holds no snapshot');
+# but while it looks, each 100 ms
+ok($standby->poll_query_until('postgres', "SELECT backend_xmin IS NULL AND backend_xid IS NULL FROM pg_stat_activity WHERE pid = $reader->{backend}"),
+	'a standby: it holds no snapshot');
 $other->run(q(SELECT event_store.refresh_projection('some')));
 is(join(',', $reader->result), 't', 'a standby: until the refresh is there');
 $p = append();

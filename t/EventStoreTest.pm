@@ -456,8 +456,13 @@ sub result
 		vec($ready, fileno($self->{out}), 1) = 1;
 		my $found = select($ready, undef, undef, $deadline - time);
 		next if $found < 0 && $!{EINTR};
-		croak "timed out waiting for a command: $self->{buffer}"
-		  if $found <= 0;
+		if ($found <= 0)
+		{
+			# it would go on to wait for what it is asked to end
+			kill 'KILL', $self->{pid};
+			$self->{lost} = 1;
+			croak "timed out waiting for a command: $self->{buffer}";
+		}
 		unless (sysread $self->{out}, $self->{buffer}, 65536,
 			length $self->{buffer})
 		{

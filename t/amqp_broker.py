@@ -6,7 +6,7 @@ It takes what is published, and forgets it. Prints a line for each message (its
 routing key), and others for what it does. HOW it does so:
 
     mute      confirms nothing, but is there (heartbeats)
-    blocked   says with the first message that it is blocked, reads nothing for two
+    blocked   says with the first message that it is blocked, reads nothing for five
               seconds, and then goes on
     stuck     says nothing, and reads nothing after the first message
     late      confirms what came back (routing key "nobody") with the third message
@@ -103,7 +103,7 @@ class Connection:
                 time.sleep(600)
             if how == "blocked" and tag == 1:
                 self.method(0, 10, 60, short(b"low on memory"))
-                time.sleep(2)
+                time.sleep(5)
                 self.method(0, 10, 61)
             if how == "late" and key == b"nobody":
                 self.method(channel, 60, 50, struct.pack(">H", 312) + short(b"NO_ROUTE") + short(exchange) + short(key))

@@ -90,14 +90,19 @@ def handle(channel, database, messages):
         except psycopg2.extensions.TransactionRollbackError as error:  # a deadlock
             print(f"once more: {error!r}", file=sys.stderr, flush=True)
             database.rollback()
-    for method, properties, body in messages:
-        if is_chosen(properties) and "copy" not in properties.headers:
-            properties.headers["copy"] = "1"
-            # waits for the confirmation
-            channel.basic_publish(EXCHANGE, method.routing_key, body, properties, mandatory=True)
-    reach("copied")
-    channel.basic_ack(messages[-1][0].delivery_tag, multiple=True)
-    reach("acknowledged")
+    try:
+        for method, properties, body in messages:
+            if is_chosen(properties) and "copy" not in properties.headers:
+                properties.headers["copy"] = "1"
+                # waits for the confirmation
+                channel.basic_publish(EXCHANGE, method.routing_key, body, properties, mandatory=True)
+        reach("copied")
+        channel.basic_ack(messages[-1][0].delivery_tag, multiple=True)
+        reach("acknowledged")
+    except (pika.exceptions.AMQPError, OSError):
+        if due - {None}:  # the broker was killed before it came to that
+            die()
+        raise
 
 
 def some(messages):

@@ -127,7 +127,10 @@ rotate_move_due(void)
 	/* one at a time, to his end: those of a key get positions in the order of their times */
 	locks_set_tag(&tag, LOCK_CLASS_OUTBOX, store->outbox_delayed);
 	if (LockAcquire(&tag, ExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+	{
+		next_look = 0;			/* he may be gone in a moment */
 		return 0;
+	}
 	owner_begin(&saved);
 	n = (int) plans_execute(&take_due, values, NULL);
 	MemoryContextSwitchTo(context);
