@@ -51,7 +51,9 @@ SELECT event_store.append('async-1', 'happened', '{}', event_id => '$id',
 	correlation_id => '$id') \\g /dev/null
 SELECT pg_current_wal_insert_lsn(), pg_current_wal_flush_lsn()
 EOT
-		return ($id, $committed) if lsn_value($flushed) < lsn_value($committed);
+		# what ends with a page ends behind the header of the next, which need not be flushed
+		return ($id, $committed)
+		  if lsn_value($flushed) < lsn_value($committed) && lsn_value($committed) % 8192 > 40;
 	}
 	die 'WAL is flushed at every commit: this test cannot test anything';
 }

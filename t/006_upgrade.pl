@@ -89,6 +89,8 @@ CREATE TABLE something (n int);
 CREATE EXTENSION event_store;
 SELECT event_store.append('other-1', 'happened', '{}');
 EOT
+	# none is on its way any more
+	$old->poll_query_until('postgres', q(SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'event_store segment worker'));
 	my $events = checksum($old, 'postgres');
 	my $streams = streams_checksum($old, 'postgres');
 	my $segments = $old->safe_psql('postgres', 'SELECT * FROM event_store.segments()');

@@ -162,7 +162,8 @@ ok($crashed, 'the server was killed');
 is(wait_workers(@consumers, @writers), 0, 'consumers and writers met no error of ours');
 $node->poll_query_until('postgres', 'SELECT true');
 
-# what is left
+# what is left, when those who were ended last have gone
+$node->poll_query_until('postgres', q(SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()));
 foreach my $name ('effect', 'filtered', 'pieces')
 {
 	$node->safe_psql('postgres', <<"EOT");

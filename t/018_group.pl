@@ -942,11 +942,14 @@ sub until_leases_end
 SELECT NOT EXISTS (SELECT FROM event_store.subscription s
 	JOIN event_store.subscription_batch b ON b.subscription_id = s.id AND b.consumer IS NOT NULL
 	WHERE s.name = '$name' AND b.leased_until > clock_timestamp())
+AND NOT EXISTS (SELECT FROM event_store.subscription s
+	JOIN event_store.subscription_heartbeat h ON h.subscription_id = s.id
+	WHERE s.name = '$name' AND h.alive_until > clock_timestamp())
 EOT
 }
 
 my ($one, $two) = map { EventStoreTest::Session->new($node, 'postgres') } 1 .. 2;
-$_->run(q(SET lock_timeout = '3 s')) foreach ($one, $two);
+$_->run(q(SET lock_timeout = '60 s')) foreach ($one, $two);
 
 # A lease is over, and its consumer is just acknowledging the first of two.
 my @p = make('late', 1, 4);

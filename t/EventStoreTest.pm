@@ -213,7 +213,7 @@ sub run_client
 {
 	my (@command) = @_;
 	my ($out, $err) = ('', '');
-	my $ends_well = IPC::Run::run(\@command, '>', \$out, '2>', \$err);
+	my $ends_well = eval { IPC::Run::run(\@command, '>', \$out, '2>', \$err, IPC::Run::timeout(900)) };
 	my @checks = grep { /^(not )?ok - / } split /\n/, $out;
 	my $good = 1;
 

@@ -8,6 +8,7 @@ import json
 import select
 import sys
 import threading
+import time
 import uuid
 
 import psycopg2
@@ -47,7 +48,7 @@ def heard(listener):
 def in_background(work):
     """Starts work in a thread; the function that is returned waits for what it returns."""
     result = []
-    thread = threading.Thread(target=lambda: result.append(work()))
+    thread = threading.Thread(target=lambda: result.append(work()), daemon=True)
     thread.start()
 
     def wait():
@@ -58,9 +59,11 @@ def in_background(work):
 
 def wait_for_waiter(connection):
     """Until a poll waits in the server."""
+    until = time.monotonic() + 60
     while not call(connection, "SELECT FROM pg_stat_activity WHERE state = 'active' AND wait_event = 'Extension'"
                                " AND query LIKE '%%poll(%%' AND pid <> pg_backend_pid()"):
-        pass
+        if time.monotonic() > until:
+            sys.exit("no poll waits")
 
 
 def leased(writer, connection, how):

@@ -70,6 +70,7 @@ PGDLLEXPORT void event_store_segment_worker_main(Datum arg);
 #define LOCK_TIMEOUT_MS		"1000"
 #define WORKER_TRIES		300		/* for a free slot, 10 ms apart */
 #define WORKER_PATIENCE		(60 * USECS_PER_SEC)	/* no tries again for so long */
+#define WORKER_RUNS			10		/* that got no lock, while others make segments */
 
 /* what a worker is asked to do, in its bgw_extra */
 typedef struct WorkerOrder
@@ -453,6 +454,7 @@ make_by_worker(int64 from, int64 to, int ahead)
 	static TimestampTz gave_up_at = 0;
 	BackgroundWorkerHandle *handle;
 	Relation	event = table_open(catalog_store()->event, AccessShareLock);
+	int			known = segment_count();
 	bool		possible;
 
 	possible = event->rd_createSubid == InvalidSubTransactionId && !size_is_new &&
@@ -465,7 +467,8 @@ make_by_worker(int64 from, int64 to, int ahead)
 	/*
 	 * Where all slots are taken it may be by workers of this kind, and anyhow
 	 * is worth some patience: a segment made by the transaction itself makes
-	 * others wait for its end, and could be their deadlock.
+	 * others wait for its end, and could be their deadlock.  As long as workers of
+	 * this kind make segments there is hope.
 	 */
 	for (int tries = 0; !start_worker(from, to, ahead, &handle); tries++)
 	{
@@ -483,6 +486,11 @@ make_by_worker(int64 from, int64 to, int ahead)
 		segment_refresh();
 		if (find_segment(from, &segment) && find_segment(to, &segment))
 			return true;
+		if (segment_count() != known)
+		{
+			known = segment_count();
+			tries = 0;
+		}
 	}
 	(void) WaitForBackgroundWorkerShutdown(handle);
 	segment_refresh();
@@ -504,9 +512,15 @@ segment_for_append(int64 position, int64 needed_to)
 	if (find_segment(position, &segment))
 		return segment;
 
-	if (make_by_worker(position, needed_to, SEGMENTS_AHEAD) &&
-		find_segment(position, &segment))
-		return segment;
+	/* a worker gives up if it gets no lock for too long, since others make segments */
+	for (int runs = 0, known = -1; runs < WORKER_RUNS && known != segment_count(); runs++)
+	{
+		known = segment_count();
+		if (!make_by_worker(position, needed_to, SEGMENTS_AHEAD))
+			break;
+		if (find_segment(position, &segment))
+			return segment;
+	}
 
 	(void) make_segments(position, needed_to, 0);
 	if (!find_segment(position, &segment))

@@ -343,13 +343,14 @@ ask(Subscription *subscription, int poll_size, Done done)
 }
 
 /*
- * A poll has found too little dealt: more is, by the worker or by itself.  False
- * if there is nothing, or if another is just dealing.
+ * A poll has found too little dealt: more is, by the worker, by another or by itself.
+ * False if there is nothing, or if another is just dealing.
  */
 bool
 deal_more(Subscription *subscription, int max_count)
 {
 	FullTransactionId mine = GetTopFullTransactionIdIfAny();
+	int64		version = subscription->version;
 	bool		dealt;
 
 	if (can_ask() && !state_cursor_is_taken(subscription) &&
@@ -363,6 +364,7 @@ deal_more(Subscription *subscription, int max_count)
 		int64		mark;
 
 		state_read_again(subscription);
+		version = subscription->version;
 		scan = subscription_scan_open(subscription, subscription->checkpoint, 1, true);
 		found = subscription_scan_next(scan, values, nulls);
 		mark = subscription_scan_close(scan);
@@ -377,7 +379,8 @@ deal_more(Subscription *subscription, int max_count)
 		dealt_by = GetTopFullTransactionId();
 		dealt_id = subscription->id;
 	}
-	return dealt;
+	/* or somebody else has, just before: the worker that was waited for, say */
+	return dealt || subscription->version != version;
 }
 
 /*

@@ -437,7 +437,8 @@ event_store_launcher_main(Datum arg)
 			next = Min(next, place->next_try);
 		}
 		now = GetCurrentTimestamp();
-		if (next > now)
+		/* a starter that was waited for may have taken the signal's latch */
+		if (next > now && !ShutdownRequestPending && !ConfigReloadPending)
 			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 							 (next - now) / 1000 + 1, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);

@@ -181,8 +181,8 @@ run_a_task(void)
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
 	pgstat_report_activity(STATE_RUNNING, "running tasks");
+	PushActiveSnapshot(GetTransactionSnapshot());
 	if (store_is_ours())
 	{
 		TimestampTz next_run;
