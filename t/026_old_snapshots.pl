@@ -39,7 +39,8 @@ my $dir = work_dir();
 my $node = new_node('snapshots');
 create_store($node, 'postgres', 16);
 $node->safe_psql('postgres', <<'EOT');
-SELECT event_store.append_events(c || '-' || s, '[{"type": "t1", "data": 1}, {"type": "t2", "data": 2}, {"type": "t3", "data": 3}]')
+-- categories, types and sources too: the first use of one makes others wait for the end of the transaction
+SELECT event_store.append_events(c || '-' || s, '[{"type": "t1", "data": 1, "source": "s0"}, {"type": "t2", "data": 2, "source": "s1"}, {"type": "t3", "data": 3, "source": "s2"}]')
 FROM unnest('{a,b,c}'::text[]) c, generate_series(1, 3) s;
 EOT
 
