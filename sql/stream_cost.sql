@@ -71,6 +71,25 @@ SELECT buffers('SELECT event_store.stream_version(''long-1'')') <= :few;
 -- an append with a new id does not ask segments whose ids are all lower or higher
 SELECT buffers('SELECT event_store.append(''long-1'', ''Placed'', ''1'', event_id => (''ffffffff-0000-7000-8000-'' || lpad((random() * 1e9)::int::text, 12, ''0''))::uuid)') <= :append_few + 8;
 SELECT buffers('SELECT * FROM event_store.find_event(''fffffffe-0000-0000-0000-000000000000'')') < 40;
+-- what has a random id, or belongs together, is found at the cost of the segments of the time that is told
+SELECT event_store.append('late-1', 'Late', '1', event_id => '5eeb0b3a-5c3f-4e6c-8d0e-2f3f6a1c7b9d', correlation_id => 'late') IS NOT NULL;
+SELECT clock_timestamp() AS late \gset
+INSERT INTO event_store.events (stream, type, data, correlation_id, event_id)
+SELECT 'order-' || i % 5000 + 2000, 'Placed', to_jsonb(i), 'c' || i, gen_random_uuid() FROM generate_series(1, 5000) i;
+SELECT event_store.append('late-1', 'Late', '1', event_id => '9d1c7b9d-5c3f-4e6c-8d0e-2f3f6a1c5eeb', correlation_id => 'late') IS NOT NULL;
+SELECT clock_timestamp() AS later \gset
+INSERT INTO event_store.events (stream, type, data, correlation_id, event_id)
+SELECT 'order-' || i % 5000 + 2000, 'Placed', to_jsonb(i), 'c' || i, gen_random_uuid() FROM generate_series(1, 5000) i;
+SELECT array_agg(version) FROM event_store.trace('late');
+SELECT array_agg(version) FROM event_store.trace('late', since => :'late', until => :'later');
+SELECT array_agg(version) FROM event_store.find_event('9d1c7b9d-5c3f-4e6c-8d0e-2f3f6a1c5eeb', since => :'late', until => :'later');
+SELECT format('SELECT * FROM event_store.trace(''late'', since => %L, until => %L)', :'late', :'later') AS trace,
+	format('SELECT * FROM event_store.find_event(''9d1c7b9d-5c3f-4e6c-8d0e-2f3f6a1c5eeb'', since => %L, until => %L)', :'late', :'later') AS find \gset
+SELECT buffers(:'trace') AS trace_cost, buffers(:'find') AS find_cost \gset
+INSERT INTO event_store.events (stream, type, data, correlation_id, event_id)
+SELECT 'order-' || i % 5000 + 2000, 'Placed', to_jsonb(i), 'c' || i, gen_random_uuid() FROM generate_series(1, 20000) i;
+SELECT count(*) > 120 FROM event_store.segments();
+SELECT buffers(:'trace') <= :trace_cost + 10, buffers(:'find') <= :find_cost + 10;
 -- EXPLAIN tells the index and what was read
 CREATE FUNCTION explain(statement text) RETURNS SETOF text LANGUAGE plpgsql AS $$
 DECLARE

@@ -120,6 +120,27 @@ SELECT count(*) FROM event_store.read_all(0, NULL) WHERE stream = 'own-1';
 COMMIT;
 SELECT count(*) FROM event_store.read_category('own');
 
+-- by an id, within a time; the middle one of each three is taken back
+DO $$ BEGIN
+	FOR i IN 1..120 LOOP
+		BEGIN
+			PERFORM event_store.append('timed-' || i % 5, 'Timed', to_jsonb(i), correlation_id => 'timed' || i % 2,
+				event_id => CASE WHEN i % 4 = 0 THEN md5('timed' || i)::uuid END);
+			IF i % 3 = 1 THEN RAISE EXCEPTION 'no'; END IF;
+		EXCEPTION WHEN raise_exception THEN NULL;
+		END;
+	END LOOP;
+END $$;
+CREATE TABLE times AS SELECT recorded_at AS at FROM oracle WHERE stream LIKE 'timed-%' AND version IN (1, 5, 16)
+	UNION SELECT min(recorded_at) + '1 us' FROM oracle WHERE stream = 'timed-2' UNION VALUES ('-infinity'::timestamptz), ('infinity'), (NULL);
+SELECT same(format('SELECT * FROM event_store.trace(%L, %s, %L, %L)', c, coalesce(m::text, 'NULL'), a.at, b.at),
+	format('SELECT * FROM oracle WHERE correlation_id = %1$L AND (%3$L::timestamptz IS NULL OR recorded_at >= %3$L) AND (%4$L::timestamptz IS NULL OR recorded_at <= %4$L) ORDER BY position LIMIT %2$s', c, coalesce(m::text, 'ALL'), a.at, b.at)) AS outcome, count(*)
+  FROM unnest(ARRAY['timed0', 'c5', 'none']) c, unnest(ARRAY[NULL, 2]) m, times a, times b GROUP BY 1 ORDER BY 1;
+SELECT same(format('SELECT * FROM event_store.find_event(%L, %L, %L, %L)', event_id, s, a.at, b.at),
+	format('SELECT * FROM oracle WHERE event_id = %1$L AND stream = coalesce(%2$L, stream) AND (%3$L::timestamptz IS NULL OR recorded_at >= %3$L) AND (%4$L::timestamptz IS NULL OR recorded_at <= %4$L)', event_id, s, a.at, b.at)) AS outcome, count(*)
+  FROM oracle, unnest(ARRAY[NULL, stream]) s, times a, times b WHERE stream = 'timed-1' GROUP BY 1 ORDER BY 1;
+DROP TABLE times;
+
 -- guards
 SELECT raises('SELECT * FROM event_store.read_stream(NULL)');
 SELECT raises('SELECT * FROM event_store.read_stream('''')');

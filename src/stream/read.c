@@ -263,6 +263,17 @@ flag_argument(Datum value, bool isnull)
 	return !isnull && DatumGetBool(value);
 }
 
+static void
+time_arguments(ReadRequest *request, const Datum *values, const bool *nulls)
+{
+	request->has_since = !nulls[0];
+	if (!nulls[0])
+		request->since = DatumGetTimestampTz(values[0]);
+	request->has_until = !nulls[1];
+	if (!nulls[1])
+		request->until = DatumGetTimestampTz(values[1]);
+}
+
 /* Checks the arguments of a function that reads.  Allocates where it is called. */
 void
 read_request(ReadRequest *request, ReadKind kind, int nargs,
@@ -324,6 +335,7 @@ read_request(ReadRequest *request, ReadKind kind, int nargs,
 			request->event_id = *DatumGetUUIDP(values[0]);
 			if (!nulls[1])
 				request->stream = name_argument("stream", values[1], false);
+			time_arguments(request, values + 2, nulls + 2);
 			request->backward = true;
 			break;
 		case READ_LAST:
@@ -340,6 +352,7 @@ read_request(ReadRequest *request, ReadKind kind, int nargs,
 						 errmsg("correlation_id must not be NULL")));
 			request->correlation_id = DatumGetTextPP(values[0]);
 			request->max_count = count_argument("max_count", values[1], nulls[1], PG_INT64_MAX);
+			time_arguments(request, values + 2, nulls + 2);
 			break;
 		default:
 			elog(ERROR, "unknown read %d", (int) kind);
@@ -790,6 +803,61 @@ list_segments(Reader *reader, const StreamInput *stream)
 	}
 }
 
+/* How many segments of the list begin with an event of before a time, or of it? */
+static int
+segments_before(Reader *reader, TimestampTz time, bool included)
+{
+	int			low = 0;
+	int			high = reader->nlist;
+
+	while (low < high)
+	{
+		int			middle = low + (high - low) / 2;
+		TimestampTz recorded_at;
+
+		if (recorded_at_or_after(reader, reader->list[middle].first, &recorded_at) &&
+			(recorded_at < time || (included && recorded_at == time)))
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+/*
+ * Leaves out segments that are beyond the bounds in time of a read by an id:
+ * recorded_at never decreases with position.
+ */
+static void
+bound_by_time(Reader *reader)
+{
+	ReadRequest *request = &reader->request;
+
+	if (request->has_until)
+		reader->nlist = segments_before(reader, request->until, true);
+	if (request->has_since)
+	{
+		/* the last one that begins before may go on after it */
+		int			skipped = Max(segments_before(reader, request->since, false) - 1, 0);
+
+		reader->nlist -= skipped;
+		memmove(reader->list, reader->list + skipped, sizeof(Segment) * reader->nlist);
+	}
+}
+
+static bool
+is_within_time(const ReadRequest *request, Probe *probe)
+{
+	bool		isnull;
+	TimestampTz recorded_at;
+
+	if (likely(!request->has_since && !request->has_until))
+		return true;
+	recorded_at = DatumGetTimestampTz(probe_value(probe, EV_RECORDED_AT, &isnull));
+	return (!request->has_since || recorded_at >= request->since) &&
+		(!request->has_until || recorded_at <= request->until);
+}
+
 /* The lowest or highest version of a stream in a segment. */
 static int64
 edge_version(Reader *reader, Segment segment, ScanDirection edge)
@@ -1072,6 +1140,8 @@ reader_open(const ReadRequest *request)
 			if (request->from_version > request->until_version)
 				reader->done = true;
 			if (!reader->done)
+				bound_by_time(reader);
+			if (!reader->done)
 				find_first_segment(reader);
 			break;
 	}
@@ -1142,8 +1212,11 @@ accept(Reader *reader, Probe *probe)
 	if (request->kind == READ_EVENT_ID)
 		return (reader->stream_id == 0 ||
 				probe_int64(probe, EV_STREAM_ID) == reader->stream_id) &&
-			(!reader->by_made_id || id_is_made(probe, &request->event_id));
-	if (request->kind == READ_TRACE || request->kind == READ_POSITIONS)
+			(!reader->by_made_id || id_is_made(probe, &request->event_id)) &&
+			is_within_time(request, probe);
+	if (request->kind == READ_TRACE)
+		return is_within_time(request, probe);
+	if (request->kind == READ_POSITIONS)
 		return true;
 
 	if (reader->dense_above >= 0)

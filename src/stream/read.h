@@ -61,6 +61,9 @@ typedef struct ReadRequest
 	/* by id */
 	pg_uuid_t	event_id;
 	text	   *correlation_id;
+	bool		has_since;		/* since, and until then, recorded */
+	bool		has_until;
+	TimestampTz until;
 } ReadRequest;
 
 typedef struct Reader Reader;

@@ -65,9 +65,9 @@ static ReadFunction read_functions[READ_POSITIONS + MAX_ADDED] = {
 	[READ_CATEGORY] = {"read_category", event_store_read_category, 5, 2, 4, false},
 	[READ_ALL] = {"read_all", event_store_read_all, 5, 1, 4, false},
 	[READ_SINCE] = {"events_since", event_store_events_since, 4, 1, -1, false},
-	[READ_EVENT_ID] = {"find_event", event_store_find_event, 2, -1, -1, false},
+	[READ_EVENT_ID] = {"find_event", event_store_find_event, 4, -1, -1, false},
 	[READ_LAST] = {"last_event", event_store_last_event, 2, -1, -1, false},
-	[READ_TRACE] = {"trace", event_store_trace, 2, 1, -1, false},
+	[READ_TRACE] = {"trace", event_store_trace, 4, 1, -1, false},
 };
 static int	nfunctions = READ_POSITIONS;
 

@@ -237,12 +237,14 @@ COMMENT ON FUNCTION event_store.events_since(timestamptz, bigint, text[], text[]
 
 CREATE FUNCTION event_store.find_event(
 	event_id uuid,
-	stream text DEFAULT NULL
+	stream text DEFAULT NULL,
+	since timestamptz DEFAULT NULL,
+	until timestamptz DEFAULT NULL
 ) RETURNS SETOF event_store.recorded_event
 LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 1 SUPPORT event_store.read_support
 AS 'MODULE_PATHNAME', 'event_store_find_event';
-COMMENT ON FUNCTION event_store.find_event(uuid, text) IS
-'find_event(event_id, stream = NULL) -> setof recorded_event: the event with this id; ids are unique within a stream, so without a stream there can be one in each of several, in no particular order. Raises VE002 for a NULL id.';
+COMMENT ON FUNCTION event_store.find_event(uuid, text, timestamptz, timestamptz) IS
+'find_event(event_id, stream = NULL, since = NULL, until = NULL) -> setof recorded_event: the event with this id; ids are unique within a stream, so without a stream there can be one in each of several, in no particular order. since, until: only if it was recorded between these times, which are included (NULL: no bound); a random id that was given is then looked up in the segments of that time only. Raises VE002 for a NULL id.';
 
 CREATE FUNCTION event_store.last_event(
 	stream text,
@@ -255,12 +257,14 @@ COMMENT ON FUNCTION event_store.last_event(text, text) IS
 
 CREATE FUNCTION event_store.trace(
 	correlation_id text,
-	max_count bigint DEFAULT NULL
+	max_count bigint DEFAULT NULL,
+	since timestamptz DEFAULT NULL,
+	until timestamptz DEFAULT NULL
 ) RETURNS SETOF event_store.recorded_event
 LANGUAGE c STABLE PARALLEL RESTRICTED ROWS 20 SUPPORT event_store.read_support
 AS 'MODULE_PATHNAME', 'event_store_trace';
-COMMENT ON FUNCTION event_store.trace(text, bigint) IS
-'trace(correlation_id, max_count = NULL) -> setof recorded_event: the events with this correlation id, over all streams, in order of position. Raises VE002 for a NULL correlation id or a negative max_count.';
+COMMENT ON FUNCTION event_store.trace(text, bigint, timestamptz, timestamptz) IS
+'trace(correlation_id, max_count = NULL, since = NULL, until = NULL) -> setof recorded_event: the events with this correlation id, over all streams, in order of position. since, until: only those recorded between these times, which are included (NULL: no bound); segments of other times are not looked into. Raises VE002 for a NULL correlation id or a negative max_count.';
 
 CREATE FUNCTION event_store.stream_version(stream text) RETURNS bigint
 LANGUAGE c STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'event_store_stream_version';
