@@ -6,7 +6,11 @@
  * It stands in for pgbench, which cannot send COPY data, binds no text but a
  * constant, knows nothing of what a call returned, and has gone before one could
  * ask what its backends cost.  Whatever is measured, the client does the same:
- * one thread a client, blocking libpq calls, parameters and results as text.
+ * parameters and results as text, by libpq.  Where a step is one statement there
+ * are as many threads as processors, each of which sends for its share of the
+ * clients and takes what comes, as pgbench does; with one for each client, waking
+ * them up costs as much as the statements.  In the other works each client has a
+ * thread, and calls that block.
  *
  * A statement names its parameters the way pgbench does, ":stream"; variables[]
  * lists those there are.  Payloads are drawn from a pool made beforehand, so that
@@ -54,6 +58,7 @@
 #define MAX_PARAMS	16
 #define NAME_SIZE	64
 #define UUID_SIZE	37
+#define Min(a, b)	((a) < (b) ? (a) : (b))
 #define RECENT		64			/* ids that a client may repeat */
 
 static const char *const categories[CATEGORIES] = {
@@ -141,6 +146,9 @@ typedef struct Client
 	int			category;		/* of a reader: where it is */
 	int64_t		after;
 
+	Slot	   *slot;			/* of the present call */
+	double		sent;			/* when it began */
+
 	PGconn	   *listener;		/* who hears of what this client appends */
 	double		since;			/* what is timed began then, 0: with the call */
 
@@ -162,6 +170,7 @@ static const char *state_file = NULL;
 static const char *verb = NULL; /* reads: the category's type with this verb */
 static const char *hot = NULL;	/* appends: one category for all streams */
 static int	clients = 1;
+static int	threads;
 static double seconds = 5;
 static double warmup = 1;
 static int64_t until = 0;		/* events, of all clients; 0: it is time that bounds a run */
@@ -185,7 +194,19 @@ static Slot *slots;
 static int64_t next_stream;
 static char *pool_data[POOL];
 static char *pool_metadata[POOL];
-static int64_t (*step) (Client *client);
+
+/* what a client does again and again */
+typedef struct Work
+{
+	const char *name;
+	/* either one statement: its values, and how many events it was about … */
+	void		(*begin) (Client *client);
+	int64_t		(*end) (Client *client);
+	/* … or whatever it is */
+	int64_t		(*step) (Client *client);
+} Work;
+
+static const Work *the_work;
 
 static volatile bool counting = false;
 static volatile bool stopping = false;
@@ -464,18 +485,30 @@ write_sample(void)
 
 /* ---- The works: a step is one call, and tells how many events it wrote or read ---- */
 
+static void
+collect_values(Client *client, const Call *what, const char **values)
+{
+	for (int i = 0; i < what->params_count; i++)
+		values[i] = client->values[what->params[i]];
+}
+
+static void
+check_result(const PGresult *result)
+{
+	if (PQresultStatus(result) != PGRES_TUPLES_OK &&
+		PQresultStatus(result) != PGRES_COMMAND_OK)
+		die("%s", PQresultErrorMessage(result));
+}
+
 static PGresult *
 execute_call(Client *client, const Call *what)
 {
 	const char *values[MAX_PARAMS];
 	PGresult   *result;
 
-	for (int i = 0; i < what->params_count; i++)
-		values[i] = client->values[what->params[i]];
+	collect_values(client, what, values);
 	result = PQexecPrepared(client->conn, what->name, what->params_count, values, NULL, NULL, 0);
-	if (PQresultStatus(result) != PGRES_TUPLES_OK &&
-		PQresultStatus(result) != PGRES_COMMAND_OK)
-		die("%s", PQresultErrorMessage(result));
+	check_result(result);
 	return result;
 }
 
@@ -522,23 +555,27 @@ choose_payload(Client *client)
 	client->values[METADATA] = pool_metadata[payload];
 }
 
-static int64_t
-step_append(Client *client)
+static void
+begin_append(Client *client)
 {
-	Slot	   *slot = choose_slot(client);
+	Slot	   *slot = client->slot = choose_slot(client);
 
 	set_version(client, slot->version + 1);
 	event_type(client->type, slot->stream, slot->version + 1);
 	event_id(client->event_id, &client->random);
 	choose_payload(client);
-	PQclear(execute(client));
-	advance_slot(slot, 1);
+}
+
+static int64_t
+end_append(Client *client)
+{
+	advance_slot(client->slot, 1);
 	return 1;
 }
 
 /* Any version, a few streams that all clients share. */
-static int64_t
-step_append_hot(Client *client)
+static void
+begin_append_hot(Client *client)
 {
 	int64_t		stream = first_stream + (int64_t) (draw(&client->random) % (uint64_t) slots_count);
 
@@ -547,7 +584,12 @@ step_append_hot(Client *client)
 	event_type(client->type, stream, 2 + (int64_t) (draw(&client->random) % 1000));
 	event_id(client->event_id, &client->random);
 	choose_payload(client);
-	PQclear(execute(client));
+}
+
+static int64_t
+end_one(Client *client)
+{
+	(void) client;
 	return 1;
 }
 
@@ -636,8 +678,8 @@ step_copy(Client *client)
 }
 
 /* An id: a new one, or one of those that this client has had lately. */
-static int64_t
-step_mark(Client *client)
+static void
+begin_mark(Client *client)
 {
 	if (client->ids >= RECENT && draw(&client->random) % 100 < (uint64_t) repeats)
 		memcpy(client->event_id, client->recent[draw(&client->random) % RECENT], UUID_SIZE);
@@ -646,8 +688,6 @@ step_mark(Client *client)
 		event_id(client->event_id, &client->random);
 		memcpy(client->recent[client->ids++ % RECENT], client->event_id, UUID_SIZE);
 	}
-	PQclear(execute(client));
-	return 1;
 }
 
 /* A whole stream of the wanted length. */
@@ -885,12 +925,12 @@ prepare_client(Client *client, int number)
 	snprintf(client->consumer, sizeof(client->consumer), "consumer %d", number + 1);
 	client->values[CONSUMER] = client->consumer;
 
-	if (step == step_hear)
+	if (the_work->step == step_hear)
 	{
 		client->listener = open_connection();
 		PQclear(PQexec(client->listener, "LISTEN event_store"));
 	}
-	if (step != step_copy)
+	if (the_work->step != step_copy)
 		prepare_call(client, &call);
 	if (then != NULL)
 		prepare_call(client, &then_call);
@@ -936,6 +976,83 @@ wait_for_all(double most)
 	pthread_mutex_unlock(&got_lock);
 }
 
+/* Counts a call that has ended, if it is one of those that count. */
+static void
+count_call(Client *client, int64_t events, double start)
+{
+	client->all_events += events;
+	if (!counting)
+		return;
+	if ((size_t) client->calls == client->latencies_size)
+	{
+		client->latencies_size = client->latencies_size ? 2 * client->latencies_size : 4096;
+		client->latencies = realloc(client->latencies, client->latencies_size * sizeof(uint32_t));
+	}
+	client->latencies[client->calls++] = (uint32_t) ((now() - start) * 1e6);
+	client->events += events;
+}
+
+static void
+send_call(Client *client)
+{
+	const char *values[MAX_PARAMS];
+
+	client->sent = now();
+	the_work->begin(client);
+	collect_values(client, &call, values);
+	if (PQsendQueryPrepared(client->conn, call.name, call.params_count, values, NULL, NULL, 0) != 1)
+		die("%s", PQerrorMessage(client->conn));
+}
+
+static void
+take_result(Client *client)
+{
+	PGresult   *result;
+
+	while ((result = PQgetResult(client->conn)) != NULL)
+	{
+		check_result(result);
+		PQclear(result);
+	}
+	count_call(client, the_work->end(client), client->sent);
+}
+
+/* What a thread does that has every threads-th client, from its first one on. */
+static void *
+run_share(void *arg)
+{
+	Client	   *first = arg;
+	int			count = (clients - first->number + threads - 1) / threads;
+	struct pollfd *inputs = calloc((size_t) count, sizeof(struct pollfd));
+
+	for (int i = 0; i < count; i++)
+	{
+		inputs[i] = (struct pollfd) {PQsocket(first[i * threads].conn), POLLIN, 0};
+		send_call(&first[i * threads]);
+	}
+	while (!stopping)
+	{
+		(void) poll(inputs, (nfds_t) count, 100);
+		for (int i = 0; i < count; i++)
+		{
+			Client	   *client = &first[i * threads];
+
+			if (inputs[i].revents == 0)
+				continue;
+			if (PQconsumeInput(client->conn) == 0)
+				die("%s", PQerrorMessage(client->conn));
+			if (PQisBusy(client->conn))
+				continue;
+			take_result(client);
+			send_call(client);
+		}
+	}
+	for (int i = 0; i < count; i++)
+		take_result(&first[i * threads]);
+	free(inputs);
+	return NULL;
+}
+
 static void *
 run_client(void *arg)
 {
@@ -955,25 +1072,14 @@ run_client(void *arg)
 			skipping = false;
 		}
 		start = now();
-		events = step(client);
-		client->all_events += events;
-		if (!counting)
-		{
-			if (until > 0)
-				__atomic_add_fetch(&got, events, __ATOMIC_SEQ_CST);
-			continue;
-		}
-		if ((size_t) client->calls == client->latencies_size)
-		{
-			client->latencies_size = client->latencies_size ? 2 * client->latencies_size : 4096;
-			client->latencies = realloc(client->latencies, client->latencies_size * sizeof(uint32_t));
-		}
+		events = the_work->step(client);
 		if (client->since > start)
 			start = client->since;
-		client->latencies[client->calls++] = (uint32_t) ((now() - start) * 1e6);
-		client->events += events;
-		if (until > 0)
+		count_call(client, events, start);
+		if (until > 0 && counting)
 			add_to_got(events);
+		else if (until > 0)
+			__atomic_add_fetch(&got, events, __ATOMIC_SEQ_CST);
 	}
 	return NULL;
 }
@@ -1084,8 +1190,9 @@ measure(void)
 		pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 		pthread_cond_init(&got_all, &attr);
 	}
-	for (int i = 0; i < clients; i++)
-		pthread_create(&all[i].thread, NULL, run_client, &all[i]);
+	threads = the_work->step != NULL ? clients : Min(clients, (int) sysconf(_SC_NPROCESSORS_ONLN));
+	for (int i = 0; i < threads; i++)
+		pthread_create(&all[i].thread, NULL, the_work->step != NULL ? run_client : run_share, &all[i]);
 
 	if (until > 0)
 		pthread_barrier_wait(&skipped);
@@ -1107,7 +1214,7 @@ measure(void)
 	cpu = backend_cpu(all) - cpu;
 	wal = wal_position(control) - wal;
 	stopping = true;
-	for (int i = 0; i < clients; i++)
+	for (int i = 0; i < threads; i++)
 		pthread_join(all[i].thread, NULL);
 	save_slots();
 
@@ -1142,6 +1249,19 @@ measure(void)
 int
 main(int argc, char **argv)
 {
+	static const Work works[] = {
+		{"append", begin_append, end_append, NULL},
+		{"append-hot", begin_append_hot, end_one, NULL},
+		{"mark", begin_mark, end_one, NULL},
+		{"batch", NULL, NULL, step_batch},
+		{"copy", NULL, NULL, step_copy},
+		{"read", NULL, NULL, step_read},
+		{"follow", NULL, NULL, step_follow},
+		{"query", NULL, NULL, step_query},
+		{"consume", NULL, NULL, step_consume},
+		{"take", NULL, NULL, step_take},
+		{"hear", NULL, NULL, step_hear}
+	};
 	static const struct option options[] = {
 		{"work", required_argument, NULL, 'w'},
 		{"conninfo", required_argument, NULL, 'd'},
@@ -1207,18 +1327,10 @@ main(int argc, char **argv)
 		write_sample();
 		return 0;
 	}
-	step = strcmp(work, "append") == 0 ? step_append :
-		strcmp(work, "append-hot") == 0 ? step_append_hot :
-		strcmp(work, "batch") == 0 ? step_batch :
-		strcmp(work, "copy") == 0 ? step_copy :
-		strcmp(work, "mark") == 0 ? step_mark :
-		strcmp(work, "read") == 0 ? step_read :
-		strcmp(work, "follow") == 0 ? step_follow :
-		strcmp(work, "query") == 0 ? step_query :
-		strcmp(work, "consume") == 0 ? step_consume :
-		strcmp(work, "take") == 0 ? step_take :
-		strcmp(work, "hear") == 0 ? step_hear : NULL;
-	if (step == NULL)
+	for (size_t i = 0; i < sizeof(works) / sizeof(works[0]) && the_work == NULL; i++)
+		if (strcmp(work, works[i].name) == 0)
+			the_work = &works[i];
+	if (the_work == NULL)
 		die("no such work: %s", work);
 	if (statement == NULL)
 		die("--statement is missing");
