@@ -724,9 +724,12 @@ next_segment_by_position(Reader *reader)
 	return true;
 }
 
-/* The first event at a position or after it: when was it recorded? */
+/*
+ * The first row at a position or after it: when was it recorded?  Whoever may see
+ * it: where nothing of a segment is visible, to look for what is could take long.
+ */
 static bool
-recorded_at_or_after(Reader *reader, int64 position, TimestampTz *recorded_at)
+recorded_at_or_after(int64 position, TimestampTz *recorded_at)
 {
 	for (int index = segment_index_for(position); index < segment_count(); index++)
 	{
@@ -738,7 +741,7 @@ recorded_at_or_after(Reader *reader, int64 position, TimestampTz *recorded_at)
 
 		key_int64(&key, 1, BTGreaterEqualStrategyNumber, position);
 		probe_open_segment(&probe, segment.relid, INDEX_POSITION,
-						   AccessShareLock, reader->snapshot, &key, 1);
+						   AccessShareLock, SnapshotAny, &key, 1);
 		found = probe_next(&probe, ForwardScanDirection);
 		if (found)
 			*recorded_at = DatumGetTimestampTz(probe_value(&probe, EV_RECORDED_AT, &isnull));
@@ -764,7 +767,7 @@ position_since(Reader *reader, TimestampTz since)
 		int64		middle = low + (high - low) / 2;
 		TimestampTz recorded_at;
 
-		if (recorded_at_or_after(reader, middle, &recorded_at) && recorded_at < since)
+		if (recorded_at_or_after(middle, &recorded_at) && recorded_at < since)
 			low = middle + 1;
 		else
 			high = middle;
@@ -803,7 +806,10 @@ list_segments(Reader *reader, const StreamInput *stream)
 	}
 }
 
-/* How many segments of the list begin with an event of before a time, or of it? */
+/*
+ * How many segments of the list begin with an event of before a time, or of it if
+ * that is included?  What is still to be appended to empty ones at the end may be.
+ */
 static int
 segments_before(Reader *reader, TimestampTz time, bool included)
 {
@@ -815,8 +821,8 @@ segments_before(Reader *reader, TimestampTz time, bool included)
 		int			middle = low + (high - low) / 2;
 		TimestampTz recorded_at;
 
-		if (recorded_at_or_after(reader, reader->list[middle].first, &recorded_at) &&
-			(recorded_at < time || (included && recorded_at == time)))
+		if (!recorded_at_or_after(reader->list[middle].first, &recorded_at) ? included :
+			recorded_at < time || (included && recorded_at == time))
 			low = middle + 1;
 		else
 			high = middle;
