@@ -365,11 +365,15 @@ open_windows(Inbox *inbox)
 		Window	   *window;
 
 		CHECK_FOR_INTERRUPTS();
-		inbox->generation = window_generation();
-		inbox->window = window = window_find(inbox->consumer, inbox->consumer_len);
-		inbox->shared = NULL;
-		if (window->id != 0 && window->is_shared)
-			inbox->shared = window_find(NULL, 0);
+		/* to find the second may be to look all up anew */
+		do
+		{
+			inbox->generation = window_generation();
+			inbox->window = window = window_find(inbox->consumer, inbox->consumer_len);
+			inbox->shared = NULL;
+			if (window_is_there(inbox->generation) && window->id != 0 && window->is_shared)
+				inbox->shared = window_find(NULL, 0);
+		} while (!window_is_there(inbox->generation));
 		inbox->part = NULL;
 		if (open_part(window->parts[WINDOW_CURRENT(window->turn)], RowExclusiveLock,
 					  &inbox->part, &inbox->index))

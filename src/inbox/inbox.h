@@ -94,6 +94,7 @@ typedef struct Inbox
 
 /* window.c */
 extern uint64 window_generation(void);
+extern bool window_is_there(uint64 generation);
 extern bool window_is_current(uint64 generation);
 extern Window *window_find(const char *consumer, int len);
 extern int	window_count(void);

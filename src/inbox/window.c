@@ -101,11 +101,11 @@ static Statement drop_turn = {
 static void
 relcache_callback(Datum arg, Oid relid)
 {
-	if (relid == InvalidOid || relid == window_relid)
+	/* nothing of what is kept is a cache's own, so it is void by news alone */
+	if ((relid == InvalidOid || relid == window_relid) && catalog_message_is_news(relid))
 	{
 		valid = false;
-		if (catalog_message_is_news(relid))
-			messages++;
+		messages++;
 	}
 }
 
@@ -319,6 +319,13 @@ window_generation(void)
 {
 	load_windows();
 	return generation;
+}
+
+/* The same, but nothing is looked up: are windows that were found still where they were? */
+bool
+window_is_there(uint64 seen)
+{
+	return seen == generation;
 }
 
 /* Is what was found under that number still all that is known? */

@@ -522,12 +522,13 @@ read_routes(Oid relid)
 static int
 routes(Route **list)
 {
-	const Store *store = catalog_store();
-
-	while (unlikely(!cache.known || cache.relid != store->outbox_route))
+	for (;;)
 	{
+		const Store *store = catalog_store();
 		uint64		seen = messages;
 
+		if (likely(cache.known && cache.relid == store->outbox_route))
+			break;
 		if (cache.context == NULL)
 			cache.context = AllocSetContextCreate(TopMemoryContext, "event_store routes",
 												  ALLOCSET_SMALL_SIZES);
@@ -537,8 +538,14 @@ routes(Route **list)
 		cache.list = NULL;
 		cache.count = 0;
 		read_routes(store->outbox_route);
+
+		/*
+		 * Without news they are good for now, though the cache may have been emptied
+		 * since: to look at the catalog once more may empty it, too.
+		 */
 		cache.known = seen == messages;
-		store = catalog_store();
+		if (cache.known)
+			break;
 	}
 	*list = cache.list;
 	return cache.count;

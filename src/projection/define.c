@@ -669,13 +669,14 @@ read_inline_list(void)
 Projection *
 projection_inline_list(int *count)
 {
-	const Store *store = catalog_store();
-
-	while (!inline_cache.known || inline_cache.relid != store->projection)
+	for (;;)
 	{
+		const Store *store = catalog_store();
 		uint64		seen = messages;
 		bool		any_inline;
 
+		if (likely(inline_cache.known && inline_cache.relid == store->projection))
+			break;
 		if (inline_cache.context == NULL)
 			inline_cache.context = AllocSetContextCreate(TopMemoryContext,
 														 "event_store inline projections",
@@ -688,8 +689,14 @@ projection_inline_list(int *count)
 		look_for_modes(store->projection, &any_inline, &inline_cache.asynchronous);
 		if (any_inline)
 			read_inline_list();
+
+		/*
+		 * Without news it is good for now, though the cache may have been emptied
+		 * since: to look at the catalog once more may empty it, too.
+		 */
 		inline_cache.known = seen == messages;
-		store = catalog_store();
+		if (inline_cache.known)
+			break;
 	}
 	*count = inline_cache.count;
 	return inline_cache.list;
@@ -736,7 +743,8 @@ relcache_callback(Datum arg, Oid relid)
 {
 	if (relid != InvalidOid && relid != inline_cache.relid)
 		return;
-	messages++;
+	if (catalog_message_is_news(relid))
+		messages++;
 	inline_cache.known = false;
 }
 
