@@ -518,7 +518,10 @@ read_routes(Oid relid)
 		qsort(cache.list, cache.count, sizeof(Route), compare_routes);
 }
 
-/* The list is good until the next call. */
+/*
+ * The list is good to the transaction's end: while a translation makes an event of
+ * another, it may be built anew.
+ */
 static int
 routes(Route **list)
 {
@@ -529,11 +532,12 @@ routes(Route **list)
 
 		if (likely(cache.known && cache.relid == store->outbox_route))
 			break;
-		if (cache.context == NULL)
-			cache.context = AllocSetContextCreate(TopMemoryContext, "event_store routes",
-												  ALLOCSET_SMALL_SIZES);
-		MemoryContextReset(cache.context);
 		cache.known = false;
+		if (cache.context != NULL)
+			MemoryContextSetParent(cache.context, TopTransactionContext);
+		cache.context = NULL;
+		cache.context = AllocSetContextCreate(TopMemoryContext, "event_store routes",
+											  ALLOCSET_SMALL_SIZES);
 		cache.relid = store->outbox_route;
 		cache.list = NULL;
 		cache.count = 0;
