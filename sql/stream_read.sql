@@ -131,11 +131,14 @@ DO $$ BEGIN
 		END;
 	END LOOP;
 END $$;
-CREATE TABLE times AS SELECT recorded_at AS at FROM oracle WHERE stream = 'timed-1' AND version IN (5, 12)
+-- of one time, over a segment's end
+SELECT last_version FROM event_store.append_events('batch-1', (SELECT jsonb_agg(jsonb_build_object('type', 'Timed', 'data', i, 'correlation_id', 'batch')) FROM generate_series(1, 40) i));
+SELECT count(DISTINCT recorded_at) FROM oracle WHERE stream = 'batch-1';
+CREATE TABLE times AS SELECT DISTINCT recorded_at AS at FROM oracle WHERE stream = 'timed-1' AND version IN (5, 12) OR stream = 'batch-1'
 	UNION SELECT recorded_at + '1 us' FROM oracle WHERE stream = 'timed-1' AND version = 5 UNION VALUES ('-infinity'::timestamptz), ('infinity'), (NULL);
 SELECT same(format('SELECT * FROM event_store.trace(%L, %s, %L, %L)', c, coalesce(m::text, 'NULL'), a.at, b.at),
 	format('SELECT * FROM oracle WHERE correlation_id = %1$L AND (%3$L::timestamptz IS NULL OR recorded_at >= %3$L) AND (%4$L::timestamptz IS NULL OR recorded_at <= %4$L) ORDER BY position LIMIT %2$s', c, coalesce(m::text, 'ALL'), a.at, b.at)) AS outcome, count(*)
-  FROM unnest(ARRAY['timed0', 'c5', 'none']) c, unnest(ARRAY[NULL, 2]) m, times a, times b GROUP BY 1 ORDER BY 1;
+  FROM unnest(ARRAY['timed0', 'batch', 'c5', 'none']) c, unnest(ARRAY[NULL, 2]) m, times a, times b GROUP BY 1 ORDER BY 1;
 SELECT same(format('SELECT * FROM event_store.find_event(%L, %L, %L, %L)', event_id, s, a.at, b.at),
 	format('SELECT * FROM oracle WHERE event_id = %1$L AND stream = coalesce(%2$L, stream) AND (%3$L::timestamptz IS NULL OR recorded_at >= %3$L) AND (%4$L::timestamptz IS NULL OR recorded_at <= %4$L)', event_id, s, a.at, b.at)) AS outcome, count(*)
   FROM oracle, unnest(ARRAY[NULL, stream]) s, times a, times b WHERE stream = 'timed-1' AND version IN (1, 5, 6, 12) GROUP BY 1 ORDER BY 1;

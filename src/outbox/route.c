@@ -519,8 +519,8 @@ read_routes(Oid relid)
 }
 
 /*
- * The list is good to the transaction's end: while a translation makes an event of
- * another, it may be built anew.
+ * The list is good to the transaction's end: it may be built anew while an append
+ * goes through it.
  */
 static int
 routes(Route **list)
@@ -779,8 +779,6 @@ publish_append(const AppendBatch *append)
 				(void) publish_messages(made, n);
 				n = 0;
 				MemoryContextReset(context);
-				/* it may have been built anew meanwhile */
-				count = routes(&list);
 			}
 		}
 	if (n > 0)
